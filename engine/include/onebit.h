@@ -1,0 +1,209 @@
+/* onebit: run 1-bit and 1.58-bit language models. C11, no dependency.
+ *
+ * With an operating system (host part, load.c and threads.c):
+ *
+ *     ob_error error;
+ *     ob_model *model;
+ *     ob_session *session;
+ *     if (ob_load("model.1bit", NULL, &model, &error)) { puts(error.message); return 1; }
+ *     if (ob_session_create(model, NULL, &session, &error)) { ... }
+ *     ob_forward(session, tokens, num_tokens, OB_LOGITS_LAST, logits, &error);   // logits [vocab_size]
+ *     ob_session_free(session);
+ *     ob_unload(model);
+ *
+ * Without one (core: no malloc, stdio, threads or libm; the caller gives all memory):
+ *
+ *     ob_model_arena_bytes(image, image_bytes, &bytes, &error);
+ *     ob_model_init(image, image_bytes, NULL, arena, bytes, &model, &error);
+ *     ob_session_arena_bytes(model, NULL, &bytes, &error);
+ *     ob_session_init(model, NULL, arena, bytes, &session, &error);
+ *
+ * Rules. Functions that can fail return OB_OK (0) or an ob_status and, when `error` is not NULL, fill its message.
+ * The weights are read in place: the image must stay mapped and unchanged as long as the model lives. A model is
+ * read-only after ob_model_init and may serve many sessions at once; a session belongs to one thread at a time.
+ * The same model and tokens give the same bits of logits for every instruction set, number of threads and chunking.
+ */
+#ifndef ONEBIT_H
+#define ONEBIT_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(_WIN32) && defined(OB_BUILD_SHARED)
+#define OB_API __declspec(dllexport)
+#elif defined(__GNUC__)
+#define OB_API __attribute__((visibility("default")))
+#else
+#define OB_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Raised when a struct or a signature below changes. */
+#define OB_ABI_VERSION 1u
+OB_API uint32_t ob_abi_version(void);
+
+/* ---- errors ---- */
+
+typedef enum ob_status {
+    OB_OK = 0,
+    OB_ERROR_ARGUMENT = 1,     /* a call that cannot be meant: null pointer, token out of range, unknown option */
+    OB_ERROR_FORMAT = 2,       /* the file is not a .1bit file, is damaged, or lies about its contents */
+    OB_ERROR_MEMORY = 3,       /* the arena is too small, or the host has no memory left */
+    OB_ERROR_FULL = 4,         /* the context is full */
+    OB_ERROR_IO = 5,           /* the file cannot be opened or read */
+    OB_ERROR_UNSUPPORTED = 6,  /* a valid request that this build or this processor cannot serve */
+    OB_ERROR_NUMERIC = 7       /* logits that are not numbers */
+} ob_status;
+
+typedef struct ob_error {
+    int32_t status; /* an ob_status */
+    char message[252];
+} ob_error;
+
+OB_API const char *ob_status_name(ob_status status);
+
+/* ---- kinds, layouts and the other numbers of the file (docs/format.md) ---- */
+
+enum { OB_LAYOUT_FLOAT32, OB_LAYOUT_FLOAT16, OB_LAYOUT_INT8, OB_LAYOUT_INT4, OB_LAYOUT_BINARY, OB_LAYOUT_TERNARY,
+       OB_LAYOUT_TERNARY5, OB_LAYOUT_BINARY_T16, OB_LAYOUT_TERNARY_T16, OB_LAYOUT_TERNARY5_T16, OB_NUM_LAYOUTS };
+enum { OB_GRANULARITY_NONE, OB_GRANULARITY_TENSOR, OB_GRANULARITY_ROW, OB_GRANULARITY_GROUP };
+enum { OB_ACTIVATION_NONE, OB_ACTIVATION_INT8, OB_ACTIVATION_SIGN };
+enum { OB_SCALE_NONE, OB_SCALE_FLOAT32, OB_SCALE_FLOAT16 };
+enum { OB_NORM_LAYER, OB_NORM_RMS };
+enum { OB_MLP_GELU, OB_MLP_RELU2, OB_MLP_SWIGLU, OB_MLP_RELU2_GLU };
+enum { OB_POSITION_LEARNED, OB_POSITION_ROPE };
+enum { OB_FLAG_QK_NORM = 1, OB_FLAG_SUB_NORM = 2, OB_FLAG_TIED_HEAD = 4 };
+#define OB_NO_TOKEN 0xffffffffu
+
+/* The MODEL section as it lies in the file. */
+typedef struct ob_description {
+    uint32_t vocab_size, hidden_size, num_layers, num_heads, num_key_value_heads, head_dim, intermediate_size, max_seq_len;
+    uint32_t norm, mlp, position, flags;
+    float norm_eps, rope_theta, residual_scale, zero0;
+    uint32_t bos_token, eos_token, pad_token, zero1;
+    uint32_t zeros[12];
+} ob_description;
+
+/* One tensor of the file; name is zero terminated. */
+typedef struct ob_tensor_info {
+    char name[68];
+    uint32_t kind, layer, layout, granularity, activation, scale_type; /* layer 0xffff: none */
+    uint32_t rows, cols, group_size, crc32c;
+    uint64_t data_bytes, scale_bytes;
+} ob_tensor_info;
+
+/* ---- model ---- */
+
+typedef struct ob_model ob_model;
+
+enum { OB_ISA_AUTO, OB_ISA_SCALAR, OB_ISA_AVX2, OB_ISA_AVX512, OB_NUM_ISAS };
+
+typedef struct ob_model_options {
+    uint32_t isa;               /* OB_ISA_*; AUTO takes the best this processor has */
+    uint32_t skip_tensor_check; /* 1: do not check the tensors' CRC-32C (the header's is always checked) */
+    uint32_t num_threads;       /* host only: threads for the check; 0: 1 */
+    uint32_t zero;
+} ob_model_options;
+
+/* image: the whole file, [image_bytes], 64-byte aligned. `options` may be NULL. */
+OB_API ob_status ob_model_arena_bytes(const void *image, uint64_t image_bytes, size_t *bytes, ob_error *error);
+OB_API ob_status ob_model_init(const void *image, uint64_t image_bytes, const ob_model_options *options, void *arena,
+                               size_t arena_bytes, ob_model **model, ob_error *error);
+OB_API void ob_model_describe(const ob_model *model, ob_description *description);
+OB_API uint32_t ob_model_num_tensors(const ob_model *model);
+OB_API ob_status ob_model_tensor(const ob_model *model, uint32_t index, ob_tensor_info *info, ob_error *error);
+/* CRC-32C of one tensor's data and scales; ob_model_init does it for all unless told to skip. */
+OB_API ob_status ob_model_check_tensor(const ob_model *model, uint32_t index, ob_error *error);
+/* A section's payload, `*bytes` long, inside the image; NULL and 0 when the file has none with this id ("TOKBIN"...). */
+OB_API const void *ob_model_section(const ob_model *model, const char *id, uint64_t *bytes);
+/* What the dispatch chose, one line a kernel ("linear ternary_t16 int8: avx512 (...)"), index from 0; NULL at the end. */
+OB_API const char *ob_model_kernel(const ob_model *model, uint32_t index);
+/* The OB_ISA_* of a name ("scalar", "avx2", "avx512", "auto"), or OB_NUM_ISAS for an unknown one. */
+OB_API uint32_t ob_isa_from_name(const char *name);
+/* 1 when this build and processor can run it. */
+OB_API int ob_isa_available(uint32_t isa);
+
+/* ---- session: one sequence, its KV cache and its work memory ---- */
+
+typedef struct ob_session ob_session;
+
+/* Runs task(argument, i, num_threads) for every i < num_threads, returns when all are done. The core calls it with
+ * work split by output rows or heads only, so the number of threads does not change any bit. */
+typedef void (*ob_task)(void *argument, uint32_t index, uint32_t num_threads);
+typedef struct ob_parallel {
+    void *context;
+    void (*run)(void *context, ob_task task, void *argument);
+    uint32_t num_threads;
+    uint32_t zero;
+} ob_parallel;
+
+typedef struct ob_session_options {
+    uint32_t max_positions; /* context length; 0: the model's max_seq_len, which is also the most allowed */
+    uint32_t max_batch;     /* tokens computed together in prefill, 1 to 256; 0: 32 */
+    uint32_t num_threads;   /* host only (ob_session_create): 0: 1 */
+    uint32_t zero;
+    const ob_parallel *parallel; /* core only: NULL: everything on the calling thread. Copied. */
+} ob_session_options;
+
+OB_API ob_status ob_session_arena_bytes(const ob_model *model, const ob_session_options *options, size_t *bytes,
+                                        ob_error *error);
+/* arena: [arena_bytes], 64-byte aligned. */
+OB_API ob_status ob_session_init(const ob_model *model, const ob_session_options *options, void *arena,
+                                 size_t arena_bytes, ob_session **session, ob_error *error);
+
+enum { OB_LOGITS_NONE, OB_LOGITS_LAST, OB_LOGITS_ALL };
+/* Appends tokens [num_tokens] and writes logits: nothing, [vocab_size] of the last token, or [num_tokens, vocab_size].
+ * Nothing is changed when it fails. */
+OB_API ob_status ob_forward(ob_session *session, const uint32_t *tokens, uint32_t num_tokens, uint32_t which, float *logits,
+                            ob_error *error);
+OB_API uint32_t ob_session_position(const ob_session *session);
+OB_API uint32_t ob_session_max_positions(const ob_session *session);
+/* Forgets what came after `position` (0: everything), which must not be beyond the present one. */
+OB_API ob_status ob_session_truncate(ob_session *session, uint32_t position, ob_error *error);
+/* Called after the embedding (point 0) and after layer i (point i + 1) with the residual stream of the batch that
+ * starts at `position`: hidden [num_tokens, hidden_size]. NULL switches it off. */
+typedef void (*ob_trace)(void *user, uint32_t point, uint32_t position, const float *hidden, uint32_t num_tokens,
+                         uint32_t hidden_size);
+OB_API void ob_session_set_trace(ob_session *session, ob_trace trace, void *user);
+
+/* ---- sampling ---- */
+
+typedef struct ob_sampler_options {
+    float temperature;        /* 0: greedy */
+    float top_p;              /* keep the most likely tokens up to this mass; 1: off */
+    float min_p;              /* drop tokens below min_p times the best one's probability; 0: off */
+    float repetition_penalty; /* > 1: tokens of the recent window are less likely; 1: off */
+    uint32_t top_k;           /* keep the k most likely; 0: off */
+    uint32_t zero;
+    uint64_t seed;
+} ob_sampler_options;
+
+/* Deterministic: the n-th sample of a seed is the same everywhere. The generator is splitmix64. */
+typedef struct ob_sampler {
+    ob_sampler_options options;
+    uint64_t state;
+} ob_sampler;
+
+OB_API ob_status ob_sampler_init(ob_sampler *sampler, const ob_sampler_options *options, ob_error *error);
+OB_API size_t ob_sampler_arena_bytes(uint32_t vocab_size);
+/* Chooses a token from logits [vocab_size] (left as they are) with the recent tokens recent [num_recent] penalised.
+ * arena: ob_sampler_arena_bytes(vocab_size), 8-byte aligned. */
+OB_API ob_status ob_sample(ob_sampler *sampler, const float *logits, uint32_t vocab_size, const uint32_t *recent,
+                           uint32_t num_recent, void *arena, size_t arena_bytes, uint32_t *token, ob_error *error);
+
+/* ---- host: files, memory and threads of an operating system ---- */
+
+/* Maps and checks a file; `options` may be NULL. */
+OB_API ob_status ob_load(const char *path, const ob_model_options *options, ob_model **model, ob_error *error);
+OB_API void ob_unload(ob_model *model);
+OB_API ob_status ob_session_create(const ob_model *model, const ob_session_options *options, ob_session **session,
+                                   ob_error *error);
+OB_API void ob_session_free(ob_session *session);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
