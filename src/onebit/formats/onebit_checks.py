@@ -1,0 +1,61 @@
+"""Whether the tensors are the ones that the model description needs, each with a layout that its kind may have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from onebit.errors import FormatError
+from onebit.formats.description import ModelDescription, TensorPlan
+from onebit.formats.layout import Activation, Geometry, Kind, Layout
+from onebit.formats.stored_tensor import StoredTensor
+
+__all__ = ["check_model", "check_storage"]
+
+_TABLE_LAYOUTS = (Layout.FLOAT32, Layout.FLOAT16, Layout.INT8, Layout.INT4)
+_PROJECTIONS = (Kind.Q, Kind.K, Kind.V, Kind.O, Kind.GATE, Kind.UP, Kind.DOWN)
+
+
+def check_storage(name: str, kind: Kind, geometry: Geometry, activation: Activation) -> None:
+    """Refuse a layout or activation that tensors of this kind do not have."""
+    layouts: tuple[Layout, ...] = (Layout.FLOAT32,)
+    activations: tuple[Activation, ...] = (Activation.NONE,)
+    if kind in _PROJECTIONS:
+        layouts, activations = tuple(Layout), tuple(Activation)
+    elif kind in (Kind.TOKEN_EMBEDDING, Kind.HEAD):
+        layouts, activations = _TABLE_LAYOUTS, (Activation.NONE, Activation.INT8)
+    elif kind is Kind.POSITION_EMBEDDING:
+        layouts = (Layout.FLOAT32, Layout.FLOAT16)
+    if geometry.layout not in layouts:
+        names = ", ".join(layout.label for layout in layouts)
+        raise FormatError(f"tensor {name}: layout {geometry.layout.label} is not for this kind of tensor (allowed: {names})")
+    if activation not in activations:
+        names = ", ".join(entry.name.lower() for entry in activations)
+        raise FormatError(f"tensor {name}: activation {activation.name.lower()} is not for this kind of tensor (allowed: {names})")
+
+
+def check_model(description: ModelDescription, tensors: Mapping[str, StoredTensor]) -> None:
+    """Every required tensor is there, none is unknown, and each has the kind, layer and shape the description gives it."""
+    known = set()
+    for plan in description.plan():
+        tensor = tensors.get(plan.name)
+        if tensor is not None:
+            _check_place(plan, tensor)
+            known.add(plan.name)
+        elif plan.required:
+            raise FormatError(f"tensor {plan.name} is missing: the model description needs it")
+    for name, tensor in tensors.items():
+        if name not in known:
+            raise FormatError(f"tensor {name} is unknown to a model of this description")
+        check_storage(name, tensor.kind, tensor.geometry, tensor.activation)
+
+
+def _check_place(plan: TensorPlan, tensor: StoredTensor) -> None:
+    if tensor.name != plan.name:
+        raise FormatError(f"tensor {tensor.name} is filed under the name {plan.name}")
+    if (tensor.kind, tensor.layer) != (plan.kind, plan.layer):
+        raise FormatError(
+            f"tensor {plan.name}: kind {tensor.kind.name.lower()} of layer {tensor.layer},"
+            f" expected {plan.kind.name.lower()} of layer {plan.layer}"
+        )
+    if tensor.shape != (plan.rows, plan.cols):
+        raise FormatError(f"tensor {plan.name}: shape {tensor.shape}, expected {(plan.rows, plan.cols)} by the model description")

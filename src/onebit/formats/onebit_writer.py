@@ -1,0 +1,138 @@
+"""Writes a ``.1bit`` file: lays out offsets first, then streams the bytes into a temporary file that is renamed at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from onebit.errors import FormatError
+from onebit.formats.crc32c import crc32c
+from onebit.formats.layout import align
+from onebit.formats.onebit_checks import check_model
+from onebit.formats.records import HEADER_BYTES, REQUIRED, SECTION_BYTES, TENSOR_BYTES, Header, SectionRecord, TensorRecord
+from onebit.formats.stored_tensor import StoredTensor
+
+if TYPE_CHECKING:
+    from onebit.formats.onebit_file import OneBitFile
+
+__all__ = ["write_file"]
+
+
+def write_file(path: Path, file: OneBitFile) -> int:
+    """Write ``file`` to ``path`` atomically and return its size."""
+    check_model(file.description, file.tensors)
+    meta, tensors, total = _lay_out(file)
+    with _replacing(path) as out:
+        out.write(meta)
+        for tensor, record in tensors:
+            for offset, data in ((record.data_offset, tensor.data), (record.scale_offset, tensor.scale_data)):
+                out.write(bytes(offset - out.tell()) if data.size else b"")
+                out.write(memoryview(data))
+        out.write(bytes(total - out.tell()))
+    return total
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file that becomes ``path`` only if the block ends well; until then it has a name of its own beside it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(temporary, "wb") as out:
+            yield out
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself durable, where the system can open a folder."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _sections(file: OneBitFile) -> dict[str, tuple[int, bytes]]:
+    """id -> (flags, payload), in file order."""
+    found: dict[str, tuple[int, bytes]] = {"MODEL": (REQUIRED, file.description.to_bytes())}
+    optional = {
+        "CONFIG": _json(file.config),
+        "TOKJSON": file.tokenizer_json.encode() if file.tokenizer_json is not None else None,
+        "TOKBIN": file.tokenizer_binary,
+        "CHATTPL": file.chat_template.encode() if file.chat_template is not None else None,
+        "CHATSTR": file.chat_strings,
+        "MANIFEST": _json(file.manifest),
+        **file.other_sections,
+    }
+    found |= {name: (0, payload) for name, payload in optional.items() if payload is not None}
+    for name in found:
+        if not (name.isascii() and name.isprintable() and 0 < len(name) <= 8 and " " not in name):
+            raise FormatError(f"section id {name!r}: expected 1 to 8 printable ASCII characters")
+    return found
+
+
+def _json(value: object) -> bytes | None:
+    if value is None:
+        return None
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _lay_out(file: OneBitFile) -> tuple[bytes, list[tuple[StoredTensor, TensorRecord]], int]:
+    """Give every part its place; returns (all bytes before the tensors, tensors with records, file size)."""
+    sections = _sections(file)
+    section_table = HEADER_BYTES
+    tensor_table = section_table + SECTION_BYTES * len(sections)
+    position = tensor_table + TENSOR_BYTES * len(file.tensors)
+    section_records, payloads = [], b""
+    start = position
+    for name, (flags, payload) in sections.items():
+        section_records.append(SectionRecord(name, flags, start + len(payloads), len(payload)))
+        payloads += payload + bytes(align(len(payload), 8) - len(payload))
+    meta_bytes = align(start + len(payloads))
+    tensors, total = _place_tensors(file.tensors, meta_bytes)
+    header = Header(0, total, meta_bytes, len(sections), len(tensors), section_table, tensor_table)
+    rest = b"".join(record.to_bytes() for record in section_records)
+    rest += b"".join(record.to_bytes() for _, record in tensors) + payloads
+    rest += bytes(meta_bytes - HEADER_BYTES - len(rest))
+    header = replace(header, crc=crc32c(header.to_bytes(), rest))
+    return header.to_bytes() + rest, tensors, total
+
+
+def _place_tensors(tensors: dict[str, StoredTensor], position: int) -> tuple[list[tuple[StoredTensor, TensorRecord]], int]:
+    placed = []
+    for tensor in tensors.values():
+        geometry = tensor.geometry
+        data_offset = position
+        scale_offset = align(data_offset + geometry.data_bytes) if geometry.scale_bytes else 0
+        position = align(scale_offset + geometry.scale_bytes if geometry.scale_bytes else data_offset + geometry.data_bytes)
+        record = TensorRecord(
+            name=tensor.name,
+            kind=tensor.kind,
+            layer=tensor.layer,
+            layout=geometry.layout,
+            granularity=geometry.granularity,
+            activation=tensor.activation,
+            scale_type=geometry.scale_type,
+            rows=geometry.rows,
+            cols=geometry.cols,
+            group_size=geometry.group_size,
+            crc=crc32c(tensor.data, tensor.scale_data),
+            data_offset=data_offset,
+            data_bytes=geometry.data_bytes,
+            scale_offset=scale_offset,
+            scale_bytes=geometry.scale_bytes,
+            row_stride=geometry.row_stride,
+        )
+        placed.append((tensor, record))
+    return placed, position
