@@ -1,8 +1,9 @@
 """CRC-32C (Castagnoli, reflected polynomial 0x82f63b78) in numpy, fast enough for files of hundreds of megabytes.
 
-A CRC is a chain, one step a byte. Here the data is cut into many lanes of equal length that step together, each starting
-from 0, four bytes a step by two tables of 65536 entries. CRCs being linear over GF(2), neighbouring lanes then join by
-``crc(A B) = shift(crc(A), len(B)) ^ crc(B)``; the shift is a 32 x 32 bit matrix that is squared at each level of the tree.
+A CRC is a chain, one step a byte. Here the data is cut into many lanes of equal length that step together, each
+starting from 0, four bytes a step by two tables of 65536 entries. CRCs being linear over GF(2), neighbouring lanes
+then join by ``crc(A B) = shift(crc(A), len(B)) ^ crc(B)``; the shift is a 32 x 32 bit matrix that is squared at each
+level of the tree.
 """
 
 from __future__ import annotations
@@ -71,7 +72,8 @@ def _shift_by_words(words: int) -> _Words:
     if words == 1:
         low, high = _word_tables()
         ones = np.uint32(1) << np.arange(32, dtype=np.uint32)
-        return low[ones & 0xFFFF] ^ high[ones >> np.uint32(16)]
+        columns: _Words = low[ones & 0xFFFF] ^ high[ones >> np.uint32(16)]
+        return columns
     return _square(_shift_by_words(words // 2))
 
 

@@ -70,22 +70,28 @@ class ModelDescription:
         if self.num_layers >= 0xFFFF:
             raise FormatError(f"model description: num_layers must be below 65535, got {self.num_layers}")
         for name in ("norm_eps", "rope_theta", "residual_scale"):
-            value = getattr(self, name)
+            value = _as_float32(getattr(self, name))
+            object.__setattr__(self, name, value)  # what the file can hold, so that a round trip is equal
             if not (math.isfinite(value) and value > 0):
                 raise FormatError(f"model description: {name} must be a positive number, got {value}")
         for name, known in (("norm", NORMS), ("mlp", MLPS), ("position", POSITIONS)):
             if getattr(self, name) not in known:
-                raise FormatError(f"model description: {name} must be one of {', '.join(known)}, got {getattr(self, name)}")
+                raise FormatError(
+                    f"model description: {name} must be one of {', '.join(known)}, got {getattr(self, name)}"
+                )
         self._check_heads()
         for name in ("bos", "eos", "pad"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < self.vocab_size:
-                raise FormatError(f"model description: {name} must be below the vocabulary of {self.vocab_size}, got {value}")
+                raise FormatError(
+                    f"model description: {name} must be below the vocabulary of {self.vocab_size}, got {value}"
+                )
 
     def _check_heads(self) -> None:
         if self.num_heads % self.num_key_value_heads:
             raise FormatError(
-                f"model description: num_key_value_heads ({self.num_key_value_heads}) must divide num_heads ({self.num_heads})"
+                f"model description: num_key_value_heads ({self.num_key_value_heads}) must divide"
+                f" num_heads ({self.num_heads})"
             )
         if self.position == "rope" and self.head_dim % 2:
             raise FormatError(f"model description: rope needs an even head_dim, got {self.head_dim}")
@@ -112,8 +118,10 @@ class ModelDescription:
         fields = _STRUCT.unpack(raw)
         norm, mlp, position, flags = fields[8:12]
         if any(fields[19:]) or fields[15] or flags & ~(_QK_NORM | _SUB_NORM | _TIED):
-            raise FormatError("section MODEL: a reserved field is not zero; the file needs a newer onebit or is damaged")
-        tokens = (None if token == NO_TOKEN else token for token in fields[16:19])
+            raise FormatError(
+                "section MODEL: a reserved field is not zero; the file needs a newer onebit or is damaged"
+            )
+        bos, eos, pad = (None if token == NO_TOKEN else token for token in fields[16:19])
         return cls(
             **dict(zip(_SIZES, fields[:8], strict=True)),
             norm=_named("norm", NORMS, norm),
@@ -122,8 +130,12 @@ class ModelDescription:
             qk_norm=bool(flags & _QK_NORM),
             sub_norm=bool(flags & _SUB_NORM),
             tied_head=bool(flags & _TIED),
-            **dict(zip(("norm_eps", "rope_theta", "residual_scale"), fields[12:15], strict=True)),
-            **dict(zip(("bos", "eos", "pad"), tokens, strict=True)),
+            norm_eps=fields[12],
+            rope_theta=fields[13],
+            residual_scale=fields[14],
+            bos=bos,
+            eos=eos,
+            pad=pad,
         )
 
     @property
@@ -189,6 +201,13 @@ _SIZES = (
     "intermediate_size",
     "max_seq_len",
 )
+
+
+def _as_float32(value: float) -> float:
+    try:
+        return float(struct.unpack("<f", struct.pack("<f", value))[0])
+    except OverflowError:
+        return math.inf
 
 
 def _named(field: str, names: tuple[str, ...], index: int) -> str:

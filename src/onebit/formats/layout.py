@@ -1,4 +1,5 @@
-"""The numbers of a ``.1bit`` file: what kinds, layouts, granularities and activations there are, and how many bytes each takes.
+"""The numbers of a ``.1bit`` file: what kinds, layouts, granularities and activations there are, and how many bytes
+each takes.
 
 docs/format.md is the specification; the values here are the ones on disk.
 """
@@ -174,7 +175,9 @@ class Geometry:
         allowed = _GRANULARITIES[self.layout]
         if self.granularity not in allowed:
             names = " or ".join(entry.name.lower() for entry in allowed)
-            raise FormatError(f"layout {self.layout.label} needs granularity {names}, got {self.granularity.name.lower()}")
+            raise FormatError(
+                f"layout {self.layout.label} needs granularity {names}, got {self.granularity.name.lower()}"
+            )
         sizes: tuple[int, ...] = (0,)
         if self.granularity is Granularity.PER_GROUP:
             sizes = (INT4_GROUP,) if self.layout is Layout.INT4 else GROUP_SIZES

@@ -27,14 +27,19 @@ def check_storage(name: str, kind: Kind, geometry: Geometry, activation: Activat
         layouts = (Layout.FLOAT32, Layout.FLOAT16)
     if geometry.layout not in layouts:
         names = ", ".join(layout.label for layout in layouts)
-        raise FormatError(f"tensor {name}: layout {geometry.layout.label} is not for this kind of tensor (allowed: {names})")
+        raise FormatError(
+            f"tensor {name}: layout {geometry.layout.label} is not for this kind of tensor (allowed: {names})"
+        )
     if activation not in activations:
         names = ", ".join(entry.name.lower() for entry in activations)
-        raise FormatError(f"tensor {name}: activation {activation.name.lower()} is not for this kind of tensor (allowed: {names})")
+        raise FormatError(
+            f"tensor {name}: activation {activation.name.lower()} is not for this kind of tensor (allowed: {names})"
+        )
 
 
 def check_model(description: ModelDescription, tensors: Mapping[str, StoredTensor]) -> None:
-    """Every required tensor is there, none is unknown, and each has the kind, layer and shape the description gives it."""
+    """Every required tensor is there, none is unknown, and each has the kind, layer and shape the description gives
+    it."""
     known = set()
     for plan in description.plan():
         tensor = tensors.get(plan.name)
@@ -58,4 +63,6 @@ def _check_place(plan: TensorPlan, tensor: StoredTensor) -> None:
             f" expected {plan.kind.name.lower()} of layer {plan.layer}"
         )
     if tensor.shape != (plan.rows, plan.cols):
-        raise FormatError(f"tensor {plan.name}: shape {tensor.shape}, expected {(plan.rows, plan.cols)} by the model description")
+        raise FormatError(
+            f"tensor {plan.name}: shape {tensor.shape}, expected {(plan.rows, plan.cols)} by the model description"
+        )

@@ -1,4 +1,5 @@
-"""``.1bit``: one file, one model. ``read`` maps it and checks everything it says; ``write`` makes it whole or not at all.
+"""``.1bit``: one file, one model. ``read`` maps it and checks everything it says; ``write`` makes it whole or not at
+all.
 
 numpy is all it needs. The specification is docs/format.md; the structs are in ``records``, the checks in
 ``onebit_reader``, the order of bytes in ``onebit_writer``.
@@ -48,9 +49,9 @@ class OneBitFile:
 def read(path: str | os.PathLike[str], verify: bool = True) -> OneBitFile:
     """Open a file; the tensors stay on disk until they are decoded.
 
-    The header's checksum is always checked, the tensors' when ``verify``. Anything that is not a whole, consistent file of
-    version 1 raises FormatError with one line that names the file and what is wrong; no size in the file is believed
-    before it has been compared with the file's length.
+    The header's checksum is always checked, the tensors' when ``verify``. Anything that is not a whole, consistent
+    file of version 1 raises FormatError with one line that names the file and what is wrong; no size in the file is
+    believed before it has been compared with the file's length.
     """
     from onebit.formats.onebit_reader import read_file
 
@@ -58,7 +59,8 @@ def read(path: str | os.PathLike[str], verify: bool = True) -> OneBitFile:
 
 
 def write(path: str | os.PathLike[str], file: OneBitFile) -> int:
-    """Write beside the target, flush to disk, rename over it; returns the size in bytes. A failure leaves nothing behind."""
+    """Write beside the target, flush to disk, rename over it; returns the size in bytes. A failure leaves nothing
+    behind."""
     from onebit.formats.onebit_writer import write_file
 
     return write_file(Path(path), file)

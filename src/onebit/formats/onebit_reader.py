@@ -6,6 +6,7 @@ are), then the tables, then each section and tensor; memory is only ever taken f
 
 from __future__ import annotations
 
+import itertools
 import json
 import mmap
 from enum import IntEnum
@@ -21,7 +22,15 @@ from onebit.formats.description import ModelDescription
 from onebit.formats.layout import ALIGNMENT, Activation, Geometry, Granularity, Kind, Layout
 from onebit.formats.onebit_checks import check_model
 from onebit.formats.onebit_file import OneBitFile
-from onebit.formats.records import CRC_AT, HEADER_BYTES, SECTION_BYTES, TENSOR_BYTES, Header, SectionRecord, TensorRecord
+from onebit.formats.records import (
+    CRC_AT,
+    HEADER_BYTES,
+    SECTION_BYTES,
+    TENSOR_BYTES,
+    Header,
+    SectionRecord,
+    TensorRecord,
+)
 from onebit.formats.stored_tensor import StoredTensor
 
 __all__ = ["read_file"]
@@ -94,11 +103,16 @@ def _check_header(header: Header, raw: _Bytes) -> None:
         ("tensor", header.tensor_table, header.num_tensors, TENSOR_BYTES),
     ):
         if offset % 8 or not HEADER_BYTES <= offset <= header.meta_bytes or count * size > header.meta_bytes - offset:
-            raise FormatError(f"the {name} table ({count} records at {offset}) does not lie within the first {header.meta_bytes} bytes")
+            raise FormatError(
+                f"the {name} table ({count} records at {offset}) does not lie"
+                f" within the first {header.meta_bytes} bytes"
+            )
 
 
 def _read_sections(header: Header, raw: _Bytes, extents: list[tuple[int, int, str]]) -> dict[str, bytes]:
-    extents.append((header.section_table, header.section_table + SECTION_BYTES * header.num_sections, "the section table"))
+    extents.append(
+        (header.section_table, header.section_table + SECTION_BYTES * header.num_sections, "the section table")
+    )
     extents.append((header.tensor_table, header.tensor_table + TENSOR_BYTES * header.num_tensors, "the tensor table"))
     sections: dict[str, bytes] = {}
     for index in range(header.num_sections):
@@ -110,7 +124,9 @@ def _read_sections(header: Header, raw: _Bytes, extents: list[tuple[int, int, st
         if record.required and record.id not in _KNOWN:
             raise FormatError(f"section {record.id} is required and unknown to this onebit; a newer one is needed")
         if record.offset % 8 or record.offset < HEADER_BYTES or end > header.meta_bytes:
-            raise FormatError(f"section {record.id} ({record.size} bytes at {record.offset}) does not lie where sections do")
+            raise FormatError(
+                f"section {record.id} ({record.size} bytes at {record.offset}) does not lie where sections do"
+            )
         extents.append((record.offset, end, f"section {record.id}"))
         sections[record.id] = raw[record.offset : end].tobytes()
         _no_overlap(extents[-1:] + extents[:3])
@@ -121,7 +137,7 @@ def _read_sections(header: Header, raw: _Bytes, extents: list[tuple[int, int, st
 
 def _no_overlap(extents: list[tuple[int, int, str]]) -> None:
     ordered = sorted(extent for extent in extents if extent[1] > extent[0])
-    for (_, end, name), (start, _, other) in zip(ordered, ordered[1:], strict=False):
+    for (_, end, name), (start, _, other) in itertools.pairwise(ordered):
         if start < end:
             raise FormatError(f"{other} overlaps {name}")
 
@@ -158,7 +174,10 @@ def _map_tensors(records: list[TensorRecord], header: Header, raw: _Bytes) -> di
             if size == 0 and offset == 0:
                 continue
             if offset % ALIGNMENT or offset < header.meta_bytes or offset + size > raw.size:
-                raise FormatError(f"tensor {record.name}: {what} ({size} bytes at {offset}) do not lie within the file or are not aligned to 64")
+                raise FormatError(
+                    f"tensor {record.name}: {what} ({size} bytes at {offset}) do not lie within the file"
+                    " or are not aligned to 64"
+                )
             extents.append((offset, offset + size, f"tensor {record.name}"))
         tensors[record.name] = StoredTensor(
             record.name,
@@ -198,7 +217,9 @@ def _verify(records: list[TensorRecord], tensors: dict[str, StoredTensor], heade
         tensor = tensors[record.name]
         found = crc32c(tensor.data, tensor.scale_data)
         if found != record.crc:
-            raise FormatError(f"tensor {record.name}: checksum {found:08x}, expected {record.crc:08x}: the data is damaged")
+            raise FormatError(
+                f"tensor {record.name}: checksum {found:08x}, expected {record.crc:08x}: the data is damaged"
+            )
         used += [(record.data_offset, record.data_bytes), (record.scale_offset, record.scale_bytes)]
     position = header.meta_bytes
     for offset, size in [*sorted(extent for extent in used if extent[1]), (raw.size, 0)]:

@@ -1,4 +1,5 @@
-"""Writes a ``.1bit`` file: lays out offsets first, then streams the bytes into a temporary file that is renamed at the end."""
+"""Writes a ``.1bit`` file: lays out offsets first, then streams the bytes into a temporary file that is renamed at
+the end."""
 
 from __future__ import annotations
 
@@ -14,7 +15,15 @@ from onebit.errors import FormatError
 from onebit.formats.crc32c import crc32c
 from onebit.formats.layout import align
 from onebit.formats.onebit_checks import check_model
-from onebit.formats.records import HEADER_BYTES, REQUIRED, SECTION_BYTES, TENSOR_BYTES, Header, SectionRecord, TensorRecord
+from onebit.formats.records import (
+    HEADER_BYTES,
+    REQUIRED,
+    SECTION_BYTES,
+    TENSOR_BYTES,
+    Header,
+    SectionRecord,
+    TensorRecord,
+)
 from onebit.formats.stored_tensor import StoredTensor
 
 if TYPE_CHECKING:
@@ -32,7 +41,7 @@ def write_file(path: Path, file: OneBitFile) -> int:
         for tensor, record in tensors:
             for offset, data in ((record.data_offset, tensor.data), (record.scale_offset, tensor.scale_data)):
                 out.write(bytes(offset - out.tell()) if data.size else b"")
-                out.write(memoryview(data))
+                out.write(data.data)
         out.write(bytes(total - out.tell()))
     return total
 
@@ -109,13 +118,17 @@ def _lay_out(file: OneBitFile) -> tuple[bytes, list[tuple[StoredTensor, TensorRe
     return header.to_bytes() + rest, tensors, total
 
 
-def _place_tensors(tensors: dict[str, StoredTensor], position: int) -> tuple[list[tuple[StoredTensor, TensorRecord]], int]:
+def _place_tensors(
+    tensors: dict[str, StoredTensor], position: int
+) -> tuple[list[tuple[StoredTensor, TensorRecord]], int]:
     placed = []
     for tensor in tensors.values():
         geometry = tensor.geometry
         data_offset = position
         scale_offset = align(data_offset + geometry.data_bytes) if geometry.scale_bytes else 0
-        position = align(scale_offset + geometry.scale_bytes if geometry.scale_bytes else data_offset + geometry.data_bytes)
+        position = align(
+            scale_offset + geometry.scale_bytes if geometry.scale_bytes else data_offset + geometry.data_bytes
+        )
         record = TensorRecord(
             name=tensor.name,
             kind=tensor.kind,

@@ -1,4 +1,5 @@
-"""A random valid ``.1bit`` model of any configuration, without torch: for the tests of the engine, the reader and the CLI."""
+"""A random valid ``.1bit`` model of any configuration, without torch: for the tests of the engine, the reader and the
+CLI."""
 
 from __future__ import annotations
 
@@ -49,8 +50,8 @@ def random_file(
 ) -> OneBitFile:
     """Random weights for a description. Names are accepted for the enumerations (``layout="ternary5"``).
 
-    ``layout`` is for the projections, which int8 and int4 give their own granularity; ``sections`` are the other fields of
-    OneBitFile. The weights have the size that keeps activations near 1, so that logits are worth comparing.
+    ``layout`` is for the projections, which int8 and int4 give their own granularity; ``sections`` are the other
+    fields of OneBitFile. The weights have the size that keeps activations near 1, so that logits are worth comparing.
     """
     model = description or random_description()
     rng = np.random.default_rng(seed)
@@ -68,7 +69,12 @@ def random_file(
             tensors[plan.name] = _random_vector(plan, rng)
         else:
             tensors[plan.name] = random_tensor(
-                plan, rng, _member(Layout, layout), _member(Granularity, granularity), group_size, _member(Activation, activation)
+                plan,
+                rng,
+                _member(Layout, layout),
+                _member(Granularity, granularity),
+                group_size,
+                _member(Activation, activation),
             )
     return OneBitFile(description=model, tensors=tensors, **sections)
 
@@ -105,10 +111,14 @@ def random_tensor(
         codes = np.where(codes >= 0, 1, -1).astype(np.int8)
     scale = _random_scale(rng, granularity, plan, group) * size * 1.5 / largest
     scale = scale.astype(np.float16 if granularity is Granularity.PER_GROUP else np.float32)
-    return StoredTensor.from_codes(plan.name, plan.kind, plan.layer, codes, scale, layout, granularity, group, activation)
+    return StoredTensor.from_codes(
+        plan.name, plan.kind, plan.layer, codes, scale, layout, granularity, group, activation
+    )
 
 
-def _random_scale(rng: np.random.Generator, granularity: Granularity, plan: TensorPlan, group: int) -> NDArray[np.float64]:
+def _random_scale(
+    rng: np.random.Generator, granularity: Granularity, plan: TensorPlan, group: int
+) -> NDArray[np.float64]:
     shape: dict[Granularity, tuple[int, ...]] = {
         Granularity.PER_TENSOR: (1,),
         Granularity.PER_ROW: (plan.rows,),

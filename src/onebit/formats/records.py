@@ -1,6 +1,7 @@
 """The fixed structs of a ``.1bit`` file: header, section record, tensor record, as bytes and back.
 
-Only sizes of fields and reserved zeros are checked here; what the numbers mean together is ``onebit_reader``'s business.
+Only sizes of fields and reserved zeros are checked here; what the numbers mean together is ``onebit_reader``'s
+business.
 """
 
 from __future__ import annotations
@@ -10,8 +11,17 @@ from dataclasses import dataclass
 
 from onebit.errors import FormatError
 
-__all__ = ["HEADER_BYTES", "MAGIC", "REQUIRED", "SECTION_BYTES", "TENSOR_BYTES", "VERSION", "Header", "SectionRecord",
-           "TensorRecord"]
+__all__ = [
+    "HEADER_BYTES",
+    "MAGIC",
+    "REQUIRED",
+    "SECTION_BYTES",
+    "TENSOR_BYTES",
+    "VERSION",
+    "Header",
+    "SectionRecord",
+    "TensorRecord",
+]
 
 MAGIC = b"1BIT\r\n\x1a\n"  # as PNG's: a transfer that changes line ends or stops at Ctrl-Z shows at once
 VERSION = 1
@@ -85,7 +95,9 @@ class SectionRecord:
         name, flags, zero, offset, size = _SECTION.unpack(raw)
         text = _text(name, "a section id")
         if zero or flags & ~REQUIRED:
-            raise FormatError(f"section {text}: reserved bits are not zero; the file needs a newer onebit or is damaged")
+            raise FormatError(
+                f"section {text}: reserved bits are not zero; the file needs a newer onebit or is damaged"
+            )
         return cls(text, flags, offset, size)
 
     @property

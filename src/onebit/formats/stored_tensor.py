@@ -194,7 +194,9 @@ class StoredTensor:
         if layout is self.layout:
             return self
         if LEVEL_OF[layout] != self.level or layout.is_float:
-            raise FormatError(f"tensor {self.name}: {self.layout.label} cannot become {layout.label}: another level of precision")
+            raise FormatError(
+                f"tensor {self.name}: {self.layout.label} cannot become {layout.label}: another level of precision"
+            )
         geometry = replace(self.geometry, layout=layout)
         scale = self.scales()
         return replace(

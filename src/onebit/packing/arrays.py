@@ -34,9 +34,12 @@ def zeros(like: Array, shape: tuple[int, ...]) -> Array:
 
 
 def checked_codes(codes_OI: Array, low: int, high: int, layout: str, *, zero: bool = True) -> Array:
-    """Return the codes as int8 after checking the shape and that each lies in [low, high] (and is not 0 unless allowed)."""
+    """Return the codes as int8 after checking the shape and that each lies in [low, high] (and is not 0 unless
+    allowed)."""
     if len(codes_OI.shape) != 2 or 0 in tuple(codes_OI.shape):
-        raise FormatError(f"{layout}: expected codes of shape [rows, cols], both at least 1, got {tuple(codes_OI.shape)}")
+        raise FormatError(
+            f"{layout}: expected codes of shape [rows, cols], both at least 1, got {tuple(codes_OI.shape)}"
+        )
     bad = (codes_OI < low) | (codes_OI > high) | (codes_OI != codes_OI)
     if not zero:
         bad = bad | (codes_OI == 0)

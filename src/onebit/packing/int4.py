@@ -34,5 +34,7 @@ def unpack(packed_OB: Array, cols: int) -> Array:
     nibbles_OP[:, 0::2] = packed_OB & 15
     nibbles_OP[:, 1::2] = packed_OB >> 4
     if bool((nibbles_OP == 0).any()):
-        raise FormatError(f"int4: {int((nibbles_OP == 0).sum())} nibbles are 0 (code -8), which is never written; damaged data")
+        raise FormatError(
+            f"int4: {int((nibbles_OP == 0).sum())} nibbles are 0 (code -8), which is never written; damaged data"
+        )
     return strip(cast(nibbles_OP, "int8") - 8, cols, _PER_BYTE, layout="int4")

@@ -1,4 +1,5 @@
-"""``int8``: one code of -127..127 a byte, two's complement, row by row. The byte 0x80 (-128) is never written and refused."""
+"""``int8``: one code of -127..127 a byte, two's complement, row by row. The byte 0x80 (-128) is never written and
+refused."""
 
 from __future__ import annotations
 

@@ -42,6 +42,8 @@ def unpack(packed_OB: Array, cols: int) -> Array:
     for j in range(_PER_BYTE):
         bits_OP[:, j::4] = packed_OB >> 2 * j & 3
     if bool((bits_OP == 2).any()):
-        raise FormatError(f"ternary: {int((bits_OP == 2).sum())} codes have the bits 10, which mean nothing; damaged data")
+        raise FormatError(
+            f"ternary: {int((bits_OP == 2).sum())} codes have the bits 10, which mean nothing; damaged data"
+        )
     codes_OP = (cast(bits_OP, "int8") ^ 2) - 2  # sign extension of two bits
     return strip(codes_OP, cols, _PER_BYTE, layout="ternary")

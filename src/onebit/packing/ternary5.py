@@ -1,8 +1,8 @@
 """``ternary5``: five codes a byte in base 3, row by row; 1.6 bits a code.
 
-A byte holds the digits d0..d4 = code + 1 of five successive inputs, the first as the most significant digit:
-``v = 81 d0 + 27 d1 + 9 d2 + 3 d3 + d4`` (0 to 242), then scaled to the whole byte, ``byte = (v * 256 + 242) // 243``, so
-that digit i comes back by multiplication alone: ``d_i = ((byte * 3^i mod 256) * 3) >> 8``.
+A byte holds the digits d0..d4 = code + 1 of five successive inputs, the first as the most significant digit: ``v = 81
+d0 + 27 d1 + 9 d2 + 3 d3 + d4`` (0 to 242), then scaled to the whole byte, ``byte = (v * 256 + 242) // 243``, so that
+digit i comes back by multiplication alone: ``d_i = ((byte * 3^i mod 256) * 3) >> 8``.
 
 ==================  =====  =====
 codes               v      byte

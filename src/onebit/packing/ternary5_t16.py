@@ -1,8 +1,8 @@
 """``ternary5_t16``: tiles of 16 rows x 20 inputs, five base-3 digits a byte (see ``tiles`` and ``ternary5``).
 
-Digit j (0 is the most significant) of byte b of lane r is code + 1 of row r, input 4 j + b of the tile; the byte is scaled
-as in ``ternary5``. Each group is padded to whole tiles by itself (64 inputs take 4 tiles, 128 take 7, 256 take 13). Padding
-is code 0, so a tile of nothing but padding is 64 bytes of 0x80.
+Digit j (0 is the most significant) of byte b of lane r is code + 1 of row r, input 4 j + b of the tile; the byte is
+scaled as in ``ternary5``. Each group is padded to whole tiles by itself (64 inputs take 4 tiles, 128 take 7, 256 take
+13). Padding is code 0, so a tile of nothing but padding is 64 bytes of 0x80.
 """
 
 from __future__ import annotations

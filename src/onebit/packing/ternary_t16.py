@@ -9,8 +9,8 @@ bits    of byte b of lane r
 7-6     code + 1 of row r, input 12 + b
 ======  ==================================================
 
-Bit pairs are 0, 1, 2 for -1, 0, +1 (a kernel subtracts the sum of the activations once); 3 is refused. Padding is code 0,
-so a tile of nothing but padding is 64 bytes of 0x55.
+Bit pairs are 0, 1, 2 for -1, 0, +1 (a kernel subtracts the sum of the activations once); 3 is refused. Padding is
+code 0, so a tile of nothing but padding is 64 bytes of 0x55.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Tiles of 16 rows: the arrangement that the three ``_t16`` layouts share.
 
-Rows are taken in blocks of 16 (missing rows are padded), inputs in tiles of W (16, 20 or 32). A tile is 64 bytes: sixteen
-32-bit little-endian lanes, lane r for row r of the block; byte b of a lane holds the inputs k = 4 j + b of the tile, j
-being the bit pair, bit or base-3 digit inside the byte. One 64-byte load then meets four broadcast activations with no
-shift or permutation, on 4, 8 or 16 lanes alike. Order in memory: row block, then tile along the inputs.
+Rows are taken in blocks of 16 (missing rows are padded), inputs in tiles of W (16, 20 or 32). A tile is 64 bytes:
+sixteen 32-bit little-endian lanes, lane r for row r of the block; byte b of a lane holds the inputs k = 4 j + b of
+the tile, j being the bit pair, bit or base-3 digit inside the byte. One 64-byte load then meets four broadcast
+activations with no shift or permutation, on 4, 8 or 16 lanes alike. Order in memory: row block, then tile along the
+inputs.
 
 Legend: N row blocks, T tiles, R = 16 rows, J positions in a byte, 4 bytes of a lane.
 """
@@ -14,8 +15,17 @@ from onebit.errors import FormatError
 from onebit.packing.arrays import Array, checked_bytes, zeros
 from onebit.packing.padding import pad, padded_cols, strip
 
-__all__ = ["ROWS", "TILE_BYTES", "from_tiles", "planes", "row_blocks", "scales_from_tiles", "scales_to_tiles", "tile_count",
-           "to_tiles"]
+__all__ = [
+    "ROWS",
+    "TILE_BYTES",
+    "from_tiles",
+    "planes",
+    "row_blocks",
+    "scales_from_tiles",
+    "scales_to_tiles",
+    "tile_count",
+    "to_tiles",
+]
 
 ROWS = 16
 TILE_BYTES = 64
