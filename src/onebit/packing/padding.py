@@ -37,7 +37,7 @@ def pad(codes_OI: Array, width: int, group_size: int | None = None) -> Array:
     done = 0
     if full and group_size is not None:
         done = full * group_size
-        by_group = padded_OP[:, : full * group].reshape(rows, full, group)
+        by_group = zeros(codes_OI, (rows, full, group))
         by_group[:, :, :group_size] = codes_OI[:, :done].reshape(rows, full, group_size)
         padded_OP[:, : full * group] = by_group.reshape(rows, full * group)
     padded_OP[:, full * group : full * group + cols - done] = codes_OI[:, done:]
