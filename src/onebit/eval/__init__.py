@@ -1,0 +1,1 @@
+"""How good a model is, and whether two forms of it are the same model: perplexity, verify, the result record."""

@@ -1,0 +1,183 @@
+"""One model, many forms: a checkpoint run by torch and a `.1bit` file run by the engine, behind one face.
+
+`eval` and `verify` ask a form only for logits, for the residual stream and for what the model says about itself; which
+program answers is not their business. Every form computes in float32 and starts each call from an empty KV cache.
+
+Shapes: T tokens, V vocabulary, L layers, D hidden size.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onebit.errors import FormatError, MissingExtraError
+from onebit.formats.layout import Kind
+
+if TYPE_CHECKING:
+    import torch
+    from tokenizers import Tokenizer
+
+    from onebit.engine import Model
+    from onebit.models import OneBitForCausalLM
+
+__all__ = ["EngineForm", "Form", "TorchForm", "open_form"]
+
+Ids: TypeAlias = NDArray[np.int64]
+Floats: TypeAlias = NDArray[np.float32]
+
+_TABLES = (Kind.TOKEN_EMBEDDING, Kind.POSITION_EMBEDDING, Kind.HEAD)
+_PROJECTIONS = (Kind.Q, Kind.K, Kind.V, Kind.O, Kind.GATE, Kind.UP, Kind.DOWN)
+
+
+class Form(Protocol):
+    """What eval and verify need to know about a model."""
+
+    name: str
+    runtime: str  # "torch" or "engine"
+    vocab_size: int
+    context: int
+    bos: int | None
+    activations: frozenset[str]  # activation quantisers of its linear layers: none, int8, sign
+
+    @property
+    def tokenizer(self) -> Tokenizer | None: ...
+
+    def logits(self, ids_T: Ids) -> Floats:
+        """float32 [T, V]: the prediction after each token."""
+        ...
+
+    def hidden(self, ids_T: Ids) -> Floats:
+        """float32 [L+1, T, D]: the residual stream after the embedding and after each layer."""
+        ...
+
+
+class EngineForm:
+    """A `.1bit` file run by the C engine; needs no torch."""
+
+    runtime = "engine"
+
+    def __init__(self, path: Path, threads: int | None = None, isa: str | None = None) -> None:
+        from onebit.engine import Model
+        from onebit.formats.onebit_file import read
+
+        self.model: Model = Model(path, threads=threads, isa=isa)
+        self.name = str(path)
+        self._file = read(path, verify=False)  # the engine has just checked every byte
+        description = self._file.description
+        self.vocab_size = description.vocab_size
+        self.context = description.max_seq_len
+        self.bos = description.bos
+        self.activations = frozenset(
+            tensor.activation.name.lower() for tensor in self._file.tensors.values() if tensor.kind in _PROJECTIONS
+        )
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        return self.model.tokenizer
+
+    def logits(self, ids_T: Ids) -> Floats:
+        return self.model.logits(ids_T)
+
+    def hidden(self, ids_T: Ids) -> Floats:
+        return self.model.hidden(ids_T)
+
+    def stored_levels(self) -> dict[str, str]:
+        """Level of each embedding and of the head: {"model.embed_tokens": "float16", ...}."""
+        tables = {name: tensor for name, tensor in self._file.tensors.items() if tensor.kind in _TABLES}
+        return {name.removesuffix(".weight"): tensor.level for name, tensor in tables.items()}
+
+
+class TorchForm:
+    """A torch model in memory, in evaluation mode and float32, on the device it is on."""
+
+    runtime = "torch"
+
+    def __init__(self, model: OneBitForCausalLM, name: str, tokenizer: Tokenizer | None = None) -> None:
+        config = model.config
+        self.model = model.eval().float()
+        self.name = name
+        self.tokenizer = tokenizer
+        self.vocab_size: int = config.vocab_size
+        self.context: int = config.max_seq_len
+        self.bos: int | None = config.bos_token_id
+        self.activations = frozenset(_activation_quantizers(model))
+
+    def _feed(self, ids_T: Ids) -> torch.Tensor:
+        import torch
+
+        device = next(self.model.parameters()).device
+        ids_BT = torch.as_tensor(np.asarray(ids_T, dtype=np.int64), device=device)[None]
+        with torch.inference_mode():
+            logits: torch.Tensor = self.model(input_ids=ids_BT, use_cache=False).logits
+        return logits[0]
+
+    def logits(self, ids_T: Ids) -> Floats:
+        logits: Floats = self._feed(ids_T).float().cpu().numpy()
+        return logits
+
+    def hidden(self, ids_T: Ids) -> Floats:
+        stream: list[Any] = []
+
+        def keep_input(_module: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            stream.append((args[0] if args else kwargs["hidden_states"]).float().cpu().numpy()[0])
+
+        def keep_output(_module: object, _args: object, output: Any) -> None:
+            stream.append((output[0] if isinstance(output, tuple) else output).float().cpu().numpy()[0])
+
+        layers = list(self.model.model.layers)
+        hooks = [layers[0].register_forward_pre_hook(keep_input, with_kwargs=True)]
+        hooks += [layer.register_forward_hook(keep_output) for layer in layers]
+        try:
+            self._feed(ids_T)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return np.stack(stream)
+
+
+def _activation_quantizers(model: OneBitForCausalLM) -> set[str]:
+    from onebit.nn import BitLinear
+
+    return {module.activation_quantizer for module in model.modules() if isinstance(module, BitLinear)}
+
+
+def open_form(
+    source: Form | str | Path | OneBitForCausalLM, *, device: str = "cpu", threads: int | None = None
+) -> Form:
+    """Open a path (checkpoint folder or `.1bit` file), a torch model in memory, or pass a form through.
+
+    Raises FormatError for a path that is neither, MissingExtraError when a checkpoint is given and torch is missing.
+    """
+    if isinstance(source, str | Path):
+        path = Path(source)
+        if path.is_dir():
+            return _open_checkpoint(path, device)
+        if not path.exists():
+            raise FormatError(f"{path}: no such file or folder; expected a .1bit file or a checkpoint folder")
+        return EngineForm(path, threads)
+    if hasattr(source, "runtime"):
+        return source
+    return TorchForm(source, type(source).__name__)
+
+
+def _open_checkpoint(folder: Path, device: str) -> TorchForm:
+    if not (folder / "config.json").is_file():
+        raise FormatError(
+            f"{folder}: no config.json in it; expected a checkpoint folder (config.json, model.safetensors)"
+        )
+    try:
+        from onebit.models import OneBitForCausalLM
+    except ModuleNotFoundError as missing:
+        raise MissingExtraError("train", "running a checkpoint through torch") from missing
+    model = OneBitForCausalLM.from_pretrained(folder).to(device)
+    tokenizer_file = folder / "tokenizer.json"
+    tokenizer = None
+    if tokenizer_file.is_file():
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    return TorchForm(model, str(folder), tokenizer)
