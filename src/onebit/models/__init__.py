@@ -1,0 +1,13 @@
+"""OneBitConfig and OneBitForCausalLM; importing this package registers them with transformers' Auto classes."""
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from onebit.models.causal_lm import OneBitForCausalLM
+from onebit.models.config import PRESETS, OneBitConfig
+from onebit.models.decoder import OneBitModel
+
+__all__ = ["PRESETS", "OneBitConfig", "OneBitForCausalLM", "OneBitModel"]
+
+AutoConfig.register(OneBitConfig.model_type, OneBitConfig, exist_ok=True)
+AutoModel.register(OneBitConfig, OneBitModel, exist_ok=True)
+AutoModelForCausalLM.register(OneBitConfig, OneBitForCausalLM, exist_ok=True)
