@@ -203,6 +203,40 @@ OB_API ob_status ob_session_create(const ob_model *model, const ob_session_optio
                                    ob_error *error);
 OB_API void ob_session_free(ob_session *session);
 
+/* ---- tokenizer: text <-> tokens, from the TOKBIN section (its layout is in src/ob_tokenizer.h) ---- */
+
+/* Reads its section in place, which must stay mapped; copyable; nothing to free. The fields are private. */
+typedef struct ob_tokenizer {
+    const unsigned char *image;
+    uint32_t header[32];
+} ob_tokenizer;
+
+/* Checks every offset and token number of section [bytes], so that nothing later can leave it. */
+OB_API ob_status ob_tokenizer_open(ob_tokenizer *tokenizer, const void *section, size_t bytes, ob_error *error);
+OB_API uint32_t ob_tokenizer_vocab_size(const ob_tokenizer *tokenizer);
+
+enum { OB_ENCODE_SPECIAL = 1 }; /* add the tokens that the model wants around a text (often one at the start) */
+
+/* Work memory for a text of text_bytes (about 90 times as much), 8-byte aligned; and the most tokens it can become. */
+OB_API size_t ob_tokenizer_arena_bytes(const ob_tokenizer *tokenizer, size_t text_bytes);
+OB_API size_t ob_tokenizer_max_tokens(const ob_tokenizer *tokenizer, size_t text_bytes);
+/* UTF-8 text [text_bytes] -> tokens [capacity], *num_tokens of them. Added tokens ("<|im_end|>") in the text become
+ * their token. Bytes that are not UTF-8 are read as U+FFFD, as Python's errors="replace" does. When the tokens do not
+ * fit, OB_ERROR_FULL, with the number needed in *num_tokens. O(n log n) in the worst case. */
+OB_API ob_status ob_tokenizer_encode(const ob_tokenizer *tokenizer, const char *text, size_t text_bytes, uint32_t flags,
+                                     uint32_t *tokens, size_t capacity, size_t *num_tokens, void *arena,
+                                     size_t arena_bytes, ob_error *error);
+
+/* The bytes of one token, [*bytes], inside the section; 0 bytes for an unknown token. They may end within a character:
+ * see ob_utf8_complete. first: 1 for the first token of a text, where SentencePiece models drop the leading space. */
+OB_API const char *ob_tokenizer_token(const ob_tokenizer *tokenizer, uint32_t token, int first, size_t *bytes);
+/* 1 for control tokens, which are not shown to a reader. */
+OB_API int ob_tokenizer_is_special(const ob_tokenizer *tokenizer, uint32_t token);
+/* The added token with this content, or OB_NO_TOKEN. */
+OB_API uint32_t ob_tokenizer_find(const ob_tokenizer *tokenizer, const char *content, size_t bytes);
+/* How many of these bytes are whole characters: all but an unfinished UTF-8 sequence at the end (0 to 3 bytes). */
+OB_API size_t ob_utf8_complete(const char *text, size_t bytes);
+
 #ifdef __cplusplus
 }
 #endif
