@@ -1,10 +1,10 @@
 """Writes tests/golden/layouts.txt: packed bytes of every layout, one code at a time, straight from docs/format.md.
 
-It shares nothing with ``onebit.packing``: the Python tests compare the package with this file, the C tests compare the engine
-with it. Run it only when the format gains a layout: ``python tests/golden/make_layouts.py``.
+It shares nothing with ``onebit.packing``: the Python tests compare the package with this file, the C tests compare
+the engine with it. Run it only when the format gains a layout: ``python tests/golden/make_layouts.py``.
 
-A case is three lines: ``case <layout> <rows> <cols> <group_size, 0 for none>``, ``codes`` with the codes row by row, ``bytes``
-in hex (row layouts without the alignment of rows to 64 bytes).
+A case is three lines: ``case <layout> <rows> <cols> <group_size, 0 for none>``, ``codes`` with the codes row by row,
+``bytes`` in hex (row layouts without the alignment of rows to 64 bytes).
 """
 
 from __future__ import annotations

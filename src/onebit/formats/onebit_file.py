@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from onebit.formats.chat_strings import ChatStrings
 from onebit.formats.description import ModelDescription
 from onebit.formats.stored_tensor import StoredTensor
 
@@ -28,7 +29,7 @@ class OneBitFile:
     tokenizer_json: str | None = None
     tokenizer_binary: bytes | None = None
     chat_template: str | None = None
-    chat_strings: bytes | None = None
+    chat_strings: ChatStrings | None = None
     manifest: dict[str, Any] | None = None
     other_sections: dict[str, bytes] = field(default_factory=dict)
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onebit.errors import FormatError
+from onebit.formats.chat_strings import ChatStrings
 from onebit.formats.crc32c import crc32c
 from onebit.formats.description import ModelDescription
 from onebit.formats.layout import ALIGNMENT, Activation, Geometry, Granularity, Kind, Layout
@@ -82,7 +83,7 @@ def _read(raw: _Bytes, verify: bool) -> OneBitFile:
         tokenizer_json=_text(sections, "TOKJSON"),
         tokenizer_binary=sections.get("TOKBIN"),
         chat_template=_text(sections, "CHATTPL"),
-        chat_strings=sections.get("CHATSTR"),
+        chat_strings=ChatStrings.from_bytes(sections["CHATSTR"]) if "CHATSTR" in sections else None,
         manifest=_json_object(sections, "MANIFEST"),
         other_sections={name: payload for name, payload in sections.items() if name not in _KNOWN},
     )

@@ -80,7 +80,7 @@ def _sections(file: OneBitFile) -> dict[str, tuple[int, bytes]]:
         "TOKJSON": file.tokenizer_json.encode() if file.tokenizer_json is not None else None,
         "TOKBIN": file.tokenizer_binary,
         "CHATTPL": file.chat_template.encode() if file.chat_template is not None else None,
-        "CHATSTR": file.chat_strings,
+        "CHATSTR": file.chat_strings.to_bytes() if file.chat_strings is not None else None,
         "MANIFEST": _json(file.manifest),
         **file.other_sections,
     }

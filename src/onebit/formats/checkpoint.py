@@ -1,0 +1,61 @@
+"""A checkpoint folder to a OneBitFile: weights through transformers, the texts beside them as they are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from onebit.errors import DataError, MissingExtraError
+from onebit.formats.export import check_choices, from_model
+from onebit.formats.onebit_file import OneBitFile
+
+__all__ = ["from_checkpoint"]
+
+
+def from_checkpoint(
+    folder: Path, *, pack_mode: str | None = None, layout: str = "run", embedding_level: str | None = None
+) -> OneBitFile:
+    """Load a checkpoint folder (config.json, model.safetensors, tokenizer.json, ...) and export it."""
+    check_choices(pack_mode, layout, embedding_level)
+    if not (folder / "config.json").is_file():
+        raise DataError(f"{folder}: no config.json in it; expected a checkpoint folder written by onebit train")
+    try:
+        from onebit.models import OneBitForCausalLM
+    except ImportError as error:
+        raise MissingExtraError("train", "exporting a checkpoint") from error
+    loaded: Any = OneBitForCausalLM.from_pretrained(folder, output_loading_info=True)
+    model, loading = loaded
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if loading.get(what):
+            names = ", ".join(str(name) for name in sorted(loading[what], key=str)[:3])
+            raise DataError(f"{folder}: {len(loading[what])} {what.replace('_', ' ')} in the weights ({names}, ...)")
+    return from_model(
+        model.eval(),
+        _read_text(folder / "tokenizer.json"),
+        pack_mode=pack_mode,
+        layout=layout,
+        embedding_level=embedding_level,
+        chat_template=_template_of(folder),
+        manifest=_read_json(folder / "training_manifest.json"),
+    )
+
+
+def _read_text(path: Path) -> str | None:
+    return path.read_text("utf-8") if path.is_file() else None
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    text = _read_text(path)
+    try:
+        value: dict[str, Any] | None = None if text is None else json.loads(text)
+    except ValueError as error:
+        raise DataError(f"{path} is not valid JSON: {error}") from None
+    return value
+
+
+def _template_of(folder: Path) -> str | None:
+    template = _read_text(folder / "chat_template.jinja")
+    settings = _read_json(folder / "tokenizer_config.json") or {}
+    found = template or settings.get("chat_template")
+    return found if isinstance(found, str) else None

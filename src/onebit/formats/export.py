@@ -1,0 +1,252 @@
+"""A torch model to a ``.1bit`` file: the codes and scales that training used, carried over exactly.
+
+The model's own quantisers say what each matrix becomes; nothing is quantised anew except embeddings and head that were
+trained as floats and are stored at ``embedding_level``. What the format cannot carry is a ConfigError that names the
+field, never an approximation. torch stays out of this module's imports: the model brings its own methods.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onebit.errors import ConfigError, FormatError, nearest_name
+from onebit.formats.description import ModelDescription, TensorPlan
+from onebit.formats.export_text import binary_of, chat_strings_of, json_of
+from onebit.formats.layout import RUN_LAYOUT, Activation, Granularity, Kind, Layout
+from onebit.formats.onebit_file import OneBitFile
+from onebit.formats.stored_tensor import StoredTensor
+
+if TYPE_CHECKING:
+    from onebit.models import OneBitConfig, OneBitForCausalLM
+
+__all__ = ["EMBEDDING_LEVELS", "FILE_LAYOUTS", "PACK_MODES", "check_choices", "describe", "from_model"]
+
+PACK_MODES = ("ternary", "ternary5", "binary")
+FILE_LAYOUTS = ("run", "exchange")
+EMBEDDING_LEVELS = ("float32", "float16", "int8", "int4")
+
+_TABLES = (Kind.TOKEN_EMBEDDING, Kind.HEAD)
+_TERNARY = ("absmean", "threshold", "sparsity")
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the caller chose, checked."""
+
+    ternary: Layout
+    run: bool
+    embedding: str | None  # None: float16 unless the model was trained at another level
+
+
+def from_model(
+    model: OneBitForCausalLM,
+    tokenizer: Any = None,
+    *,
+    pack_mode: str | None = None,
+    layout: str = "run",
+    embedding_level: str | None = None,
+    chat_template: str | None = None,
+    manifest: dict[str, Any] | None = None,
+) -> OneBitFile:
+    """Everything of a model as a OneBitFile.
+
+    ``tokenizer``: a ``tokenizers.Tokenizer``, a fast transformers tokenizer, the JSON text, or None. ``pack_mode``
+    says how ternary matrices are packed (``ternary`` 2 bits, ``ternary5`` 1.6 bits); ``binary`` is for models without
+    ternary ones; None takes what the model is. Matrices that ``bit_width_map`` gives another level are stored at that
+    level. Embeddings and head trained as floats are stored at ``embedding_level`` (float16 unless given).
+    """
+    config: Any = model.config
+    choices = check_choices(pack_mode, layout, embedding_level)
+    description = describe(config)
+    modules = dict(model.named_modules())
+    _refuse_unknown_parameters(model, description)
+    tensors = {}
+    for plan in description.plan():
+        tensor = _tensor(plan, modules, choices)
+        if tensor is not None:
+            tensors[plan.name] = tensor
+    _check_pack_mode(pack_mode, tensors)
+    tokenizer_json = json_of(tokenizer)
+    template = chat_template or getattr(tokenizer, "chat_template", None)
+    return OneBitFile(
+        description=description,
+        tensors=tensors,
+        config=_config_json(config),
+        tokenizer_json=tokenizer_json,
+        tokenizer_binary=binary_of(tokenizer_json, description),
+        chat_template=template,
+        chat_strings=chat_strings_of(template, tokenizer_json, description),
+        manifest=manifest,
+    )
+
+
+def describe(config: OneBitConfig) -> ModelDescription:
+    """The MODEL section of a configuration; ConfigError names a field that a file cannot carry."""
+    eos: Any = config.eos_token_id
+    if isinstance(eos, list):
+        if len(eos) > 1:
+            raise ConfigError(f"eos_token_id is {eos}: a .1bit file carries one; keep the one that ends an answer")
+        eos = eos[0] if eos else None
+    values: Any = config
+    try:
+        return ModelDescription(
+            vocab_size=values.vocab_size,
+            hidden_size=values.hidden_size,
+            num_layers=values.num_layers,
+            num_heads=values.num_heads,
+            num_key_value_heads=values.num_key_value_heads,
+            head_dim=values.head_dim,
+            intermediate_size=values.intermediate_size,
+            max_seq_len=values.max_seq_len,
+            norm="rmsnorm" if values.use_subln else "layernorm",
+            mlp=values.mlp_kind,
+            position="rope" if values.use_rope else "learned",
+            qk_norm=values.use_qk_norm,
+            sub_norm=values.use_sub_norm,
+            tied_head=values.tie_word_embeddings,
+            norm_eps=values.norm_eps,
+            rope_theta=values.rope_theta,
+            residual_scale=values.residual_scale,
+            bos=values.bos_token_id,
+            eos=eos,
+            pad=values.pad_token_id,
+        )
+    except FormatError as error:
+        raise ConfigError(f"a .1bit file cannot carry this configuration: {error}") from None
+
+
+def check_choices(pack_mode: str | None, layout: str, embedding_level: str | None) -> Choices:
+    """Refuse unknown names before any work is done."""
+    for flag, given, known in (
+        ("--pack-mode", pack_mode, PACK_MODES),
+        ("--layout", layout, FILE_LAYOUTS),
+        ("--embedding-level", embedding_level, EMBEDDING_LEVELS),
+    ):
+        if given is not None and given not in known:
+            raise ConfigError(f"{flag} is {given!r}, expected one of {', '.join(known)}{nearest_name(given, known)}")
+    ternary = Layout.TERNARY5 if pack_mode == "ternary5" else Layout.TERNARY
+    return Choices(ternary, layout == "run", embedding_level)
+
+
+def _refuse_unknown_parameters(model: Any, description: ModelDescription) -> None:
+    known = {plan.name for plan in description.plan()}
+    if description.tied_head:
+        known.add("lm_head.weight")
+    unknown = sorted({name for name, _ in model.named_parameters()} - known)
+    if unknown:
+        names = ", ".join(unknown[:3])
+        raise ConfigError(
+            f"the model has {len(unknown)} parameters that a .1bit file does not know ({names}); merge adapters first"
+        )
+
+
+def _check_pack_mode(pack_mode: str | None, tensors: dict[str, StoredTensor]) -> None:
+    """A pack mode that names what the model does not have is a mistake, not a wish to convert."""
+    levels = Counter(tensor.level for tensor in tensors.values() if tensor.kind not in _TABLES)
+    if pack_mode == "binary" and levels["ternary"]:
+        raise ConfigError(
+            f"pack_mode is binary, but {levels['ternary']} matrices of the model are ternary (config field quantizer"
+            " or bit_width_map); use --pack-mode ternary or ternary5"
+        )
+    if pack_mode == "binary" and not levels["binary"]:
+        raise ConfigError("pack_mode is binary, but no matrix of the model is (config field quantizer); leave it out")
+    if pack_mode in ("ternary", "ternary5") and not levels["ternary"]:
+        other = "binary" if levels["binary"] else "neither ternary nor binary"
+        raise ConfigError(
+            f"pack_mode is {pack_mode}, but the model is {other} (config field quantizer); use the one that fits"
+        )
+
+
+def _tensor(plan: TensorPlan, modules: dict[str, Any], choices: Choices) -> StoredTensor | None:
+    """One tensor of the plan from its module, None for a bias that the model does not have."""
+    path, _, parameter = plan.name.rpartition(".")
+    module = modules.get(path)
+    value = getattr(module, parameter, None)
+    if value is None:
+        if plan.required:
+            raise ConfigError(f"the model has no {plan.name}, which its configuration needs")
+        return None
+    if tuple(value.shape) != ((plan.cols,) if plan.rows == 1 and len(value.shape) == 1 else (plan.rows, plan.cols)):
+        raise ConfigError(
+            f"{plan.name} has shape {tuple(value.shape)}, expected {(plan.rows, plan.cols)} by the config"
+        )
+    if parameter == "bias" or len(value.shape) == 1 or plan.kind is Kind.POSITION_EMBEDDING:
+        return StoredTensor.from_values(plan.name, plan.kind, plan.layer, _floats(value))
+    return _matrix(plan, module, choices)
+
+
+def _matrix(plan: TensorPlan, module: Any, choices: Choices) -> StoredTensor:
+    spec = getattr(module, "weight_quantizer", None)
+    activation = Activation[getattr(module, "activation_quantizer", "none").upper()]
+    is_table = plan.kind in _TABLES
+    if is_table and spec is not None:
+        _check_table_level(plan, spec.quantizer, choices.embedding)
+    if spec is None:
+        level = (choices.embedding or "float16") if is_table else "float32"
+        return _float_matrix(plan, module.weight, level, activation)
+    if spec.is_float16:
+        return _with_activation(_stored_values(plan, module.weight, Layout.FLOAT16), activation)
+    return _coded(plan, module.quantized(), choices, activation)
+
+
+def _check_table_level(plan: TensorPlan, quantizer: str, embedding_level: str | None) -> None:
+    field = f"bit_width_map gives {plan.name.removeprefix('model.').removesuffix('.weight')}"
+    if quantizer not in EMBEDDING_LEVELS:
+        levels = ", ".join(EMBEDDING_LEVELS)
+        raise ConfigError(f"{field} the quantizer {quantizer}; a .1bit file stores embeddings and head as {levels}")
+    if embedding_level not in (None, quantizer):
+        raise ConfigError(
+            f"{field} the level {quantizer} in training; --embedding-level {embedding_level} contradicts it"
+        )
+
+
+def _float_matrix(plan: TensorPlan, weight: Any, level: str, activation: Activation) -> StoredTensor:
+    """Store a matrix trained as floats; int8 and int4 are rounded here, as verify rounds the checkpoint."""
+    if level in ("float32", "float16"):
+        return _with_activation(_stored_values(plan, weight, Layout[level.upper()]), activation)
+    from onebit.quant import WeightQuantizer, quantize
+
+    spec = WeightQuantizer.for_level("int8" if level == "int8" else "int4")
+    return _coded(plan, quantize(weight.detach(), spec), Choices(Layout.TERNARY, False, level), activation)
+
+
+def _stored_values(plan: TensorPlan, weight: Any, layout: Layout) -> StoredTensor:
+    return StoredTensor.from_values(plan.name, plan.kind, plan.layer, _floats(weight), layout)
+
+
+def _with_activation(tensor: StoredTensor, activation: Activation) -> StoredTensor:
+    return StoredTensor(**{**vars(tensor), "activation": activation})
+
+
+def _coded(plan: TensorPlan, quantized: Any, choices: Choices, activation: Activation) -> StoredTensor:
+    spec = quantized.spec
+    layout = choices.ternary if spec.quantizer in _TERNARY else Layout[spec.quantizer.upper()]
+    if choices.run:
+        layout = RUN_LAYOUT.get(layout, layout)
+    return StoredTensor.from_codes(
+        plan.name,
+        plan.kind,
+        plan.layer,
+        quantized.codes_OI.detach().cpu().numpy(),
+        quantized.scale.detach().cpu().numpy(),
+        layout,
+        Granularity[spec.granularity.upper()],
+        spec.group_size or 0,
+        activation,
+    )
+
+
+def _floats(value: Any) -> Any:
+    return value.detach().float().cpu().numpy().astype(np.float32, copy=False)
+
+
+def _config_json(config: Any) -> dict[str, Any]:
+    """The configuration as it is saved, without what transformers notes about the machine it was loaded on."""
+    values: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
+    dropped = ("_name_or_path", "transformers_version", "name_or_path")
+    return {key: value for key, value in values.items() if key not in dropped}

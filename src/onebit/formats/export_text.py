@@ -1,0 +1,64 @@
+"""The text side of an export: tokenizer and chat template, as JSON and Jinja for Python and compiled for C."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from onebit.errors import ConfigError, DataError, FormatError
+from onebit.formats.chat_strings import ChatStrings, compile_template
+from onebit.formats.description import ModelDescription
+
+__all__ = ["binary_of", "chat_strings_of", "json_of"]
+
+
+def json_of(tokenizer: Any) -> str | None:
+    """The JSON text of a tokenizer: a ``tokenizers.Tokenizer``, a fast transformers tokenizer, or the text itself."""
+    if tokenizer is None or isinstance(tokenizer, str):
+        return tokenizer
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    if not hasattr(backend, "to_str"):
+        raise DataError(f"a {type(tokenizer).__name__} has no JSON form; use a fast tokenizer (tokenizer.json)")
+    text: str = backend.to_str()
+    return text
+
+
+def binary_of(tokenizer_json: str | None, description: ModelDescription) -> bytes | None:
+    """The C tokenizer, None where there is none or its kind is one that only Python has."""
+    if tokenizer_json is None:
+        return None
+    from tokenizers import Tokenizer
+
+    try:
+        size = Tokenizer.from_str(tokenizer_json).get_vocab_size(with_added_tokens=True)
+    except Exception as error:  # the library raises bare Exception
+        raise DataError(f"the tokenizer cannot be loaded: {error}") from None
+    if size > description.vocab_size:
+        raise ConfigError(f"vocab_size is {description.vocab_size}, but the tokenizer has {size} tokens")
+    try:
+        from onebit.formats.tokenizer_binary import compile_tokenizer
+    except ImportError:
+        return None
+    try:
+        return compile_tokenizer(tokenizer_json)
+    except FormatError:
+        return None
+
+
+def chat_strings_of(
+    template: str | None, tokenizer_json: str | None, description: ModelDescription
+) -> ChatStrings | None:
+    """The compiled template, None where it is more than prefixes and suffixes (then only Python chats)."""
+    if template is None:
+        return None
+    try:
+        return compile_template(template, *(_token_text(tokenizer_json, i) for i in (description.bos, description.eos)))
+    except FormatError:
+        return None
+
+
+def _token_text(tokenizer_json: str | None, token: int | None) -> str:
+    if tokenizer_json is None or token is None:
+        return ""
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_str(tokenizer_json).id_to_token(token) or ""
