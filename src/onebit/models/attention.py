@@ -17,7 +17,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from onebit.models.config import OneBitConfig
 from onebit.models.layers import make_projection
 from onebit.models.rotary import apply_rotary
-from onebit.nn import RMSNorm, Schedule
+from onebit.nn import BitLinear, RMSNorm, Schedule
 
 __all__ = ["Attention"]
 
@@ -75,9 +75,9 @@ class Attention(nn.Module):
         return self.o_proj(y_BLN), weights
 
     def _heads(self, x_BLN: Tensor) -> Tensor:
-        return x_BLN.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        return x_BLN.view(*x_BLN.shape[:-1], -1, self.head_dim).transpose(1, 2)
 
-    def _agrees(self, other: nn.Module) -> bool:
+    def _agrees(self, other: BitLinear) -> bool:
         return other.activation_quantizer == self.q_proj.activation_quantizer
 
 

@@ -5,7 +5,7 @@ Shape suffixes: B batch, L positions, C hidden size, V vocabulary.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from transformers import GenerationMixin
@@ -15,23 +15,23 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from onebit.models.config import OneBitConfig
 from onebit.models.decoder import OneBitModel, OneBitPreTrainedModel
 from onebit.models.layers import make_projection
-from onebit.nn import Schedule
+from onebit.nn import BitLinear, Schedule
 
 __all__ = ["OneBitForCausalLM"]
 
 
-class OneBitForCausalLM(OneBitPreTrainedModel, GenerationMixin):  # type: ignore[misc]
+class OneBitForCausalLM(OneBitPreTrainedModel, GenerationMixin):
     """Token ids [B, L] -> logits [B, L, V], and the loss when labels are given."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
 
     def __init__(self, config: OneBitConfig) -> None:
         super().__init__(config)
-        self.model = OneBitModel(config)
-        self.lm_head = make_projection(
+        self.model: OneBitModel = OneBitModel(config)
+        self.lm_head: BitLinear = make_projection(
             config, "lm_head", config.hidden_size, config.vocab_size, bias=False, schedule=None
         )
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     @property
     def schedule(self) -> Schedule:
@@ -42,7 +42,7 @@ class OneBitForCausalLM(OneBitPreTrainedModel, GenerationMixin):  # type: ignore
         return self.lm_head
 
     def set_output_embeddings(self, value: nn.Module) -> None:
-        self.lm_head = value  # type: ignore[assignment]
+        self.lm_head = cast(BitLinear, value)
 
     def forward(
         self,
@@ -55,7 +55,7 @@ class OneBitForCausalLM(OneBitPreTrainedModel, GenerationMixin):  # type: ignore
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
+    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """labels: [B, L], the input ids themselves (the shift happens here), -100 where no loss is wanted.
 
         logits_to_keep: only the last so many positions get logits, 0 for all. `num_items_in_batch` divides the

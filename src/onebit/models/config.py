@@ -45,7 +45,7 @@ _TRANSFORMERS_KEYS = frozenset(
 )
 
 
-class OneBitConfig(PretrainedConfig):  # type: ignore[misc]
+class OneBitConfig(PretrainedConfig):
     """Configuration of OneBitForCausalLM; raises ConfigError for unknown keys and for values that cannot work.
 
     The seed's table comes first. `use_subln` means RMSNorm instead of LayerNorm; BitNet's norms before o_proj and
@@ -111,7 +111,7 @@ class OneBitConfig(PretrainedConfig):  # type: ignore[misc]
                 setattr(self, name, kwargs.pop(spelling))
         refuse_unknown_keys(kwargs)
         fill_derived(self)
-        super().__post_init__(**kwargs)
+        super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
         validate(self)
 
     @classmethod
@@ -174,7 +174,7 @@ class OneBitConfig(PretrainedConfig):  # type: ignore[misc]
         return None
 
     def weight_quantizer(self, module_name: str) -> WeightQuantizer | None:
-        """How a module's weight is quantised; None for float. Embedding and head are float unless the map says otherwise."""
+        """A module's weight quantiser, None for float; embedding and head are float unless the map says otherwise."""
         level = self.level(module_name)
         if level is None:
             if module_name in ("embed_tokens", "lm_head"):

@@ -5,7 +5,7 @@ Shape suffixes: B batch, L positions, C hidden size, K keys.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from onebit.nn import BitEmbedding, Schedule
 __all__ = ["DecoderLayer", "OneBitModel", "OneBitPreTrainedModel"]
 
 
-class DecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc]
+class DecoderLayer(GradientCheckpointingLayer):
     """x + s * attention(norm(x)), then x + s * mlp(norm(x)); s is 1/sqrt(2) with use_residual_scaling, else 1."""
 
     def __init__(self, config: OneBitConfig, layer_idx: int, schedule: Schedule | None) -> None:
@@ -53,7 +53,7 @@ class DecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc]
         return x_BLC + y_BLC if self.residual_scale == 1.0 else torch.add(x_BLC, y_BLC, alpha=self.residual_scale)
 
 
-class OneBitPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
+class OneBitPreTrainedModel(PreTrainedModel):
     """What transformers needs to know about the models of this package."""
 
     config_class = OneBitConfig
@@ -70,7 +70,7 @@ class OneBitPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
+        super()._init_weights(module)  # type: ignore[no-untyped-call]
         if isinstance(module, RotaryEmbedding):
             module.reset_parameters()
         elif isinstance(module, Schedule):
@@ -103,13 +103,13 @@ class OneBitModel(OneBitPreTrainedModel):
         self.layers = nn.ModuleList(DecoderLayer(config, i, self.schedule) for i in range(config.num_layers))
         self.norm = make_norm(config)
         self.gradient_checkpointing = False
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def get_input_embeddings(self) -> nn.Module:
         return self.embed_tokens
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        self.embed_tokens = value
+        self.embed_tokens = cast(BitEmbedding, value)
 
     def forward(
         self,
@@ -123,7 +123,7 @@ class OneBitModel(OneBitPreTrainedModel):
         output_attentions: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """hidden_states, when asked for: the residual stream after the embedding and after each layer, num_layers + 1."""
+        """hidden_states, when asked for: the residual stream after the embedding and after each layer."""
         if (input_ids is None) == (inputs_embeds is None):
             raise OnebitError("give exactly one of input_ids and inputs_embeds")
         x_BLC = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
@@ -165,5 +165,6 @@ class OneBitModel(OneBitPreTrainedModel):
         # A static cache counts on the device; asking it would wait, and its own size bounds the length.
         if isinstance(past, int) and past + new > self.config.max_seq_len:
             raise OnebitError(
-                f"{past + new} tokens do not fit max_seq_len {self.config.max_seq_len}; shorten the text or generate less"
+                f"{past + new} tokens do not fit max_seq_len {self.config.max_seq_len}; "
+                "shorten the text or generate less"
             )

@@ -50,7 +50,8 @@ class MLP(nn.Module):
             inner_BLN = (_relu_squared(gate_BLN) if self.kind == "relu2_glu" else F.silu(gate_BLN)) * up_BLN
         if self.sub_norm is not None:
             inner_BLN = self.sub_norm(inner_BLN)
-        return self.down_proj(inner_BLN)
+        y_BLC: Tensor = self.down_proj(inner_BLN)
+        return y_BLC
 
 
 def _relu_squared(x_BLN: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The latent weights of a model: which parameters a quantiser reads, and keeping them within reach of its thresholds."""
+"""The latent weights of a model: which layers have them, and keeping them within reach of the thresholds."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class _StraightThroughLinear(torch.autograd.Function):
         return sums_TO if w_scale is None else (sums_TO * w_scale).to(x_codes_TI.dtype)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_TO: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None, None]:
         x_codes_TI, x_scale_T1, w_codes_OI, w_scale = ctx.saved_tensors
         dtype = x_codes_TI.dtype

@@ -23,7 +23,7 @@ class _StraightThrough(torch.autograd.Function):
         return q_x.view_as(q_x)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         scaled = grad if ctx.factor == 1.0 else grad * ctx.factor
         return scaled.to(ctx.dtype), None, None

@@ -31,7 +31,8 @@ def quantize(w_OI: Tensor, spec: WeightQuantizer) -> Quantized:
     """
     if w_OI.ndim != 2 or w_OI.numel() == 0 or not w_OI.is_floating_point():
         raise OnebitError(
-            f"cannot quantise a {w_OI.dtype} tensor of shape {tuple(w_OI.shape)}; expected a non-empty float matrix [O, I]"
+            f"cannot quantise a {w_OI.dtype} tensor of shape {tuple(w_OI.shape)}; "
+            "expected a non-empty float matrix [O, I]"
         )
     bad = int((~torch.isfinite(w_OI)).sum())
     if bad:
@@ -40,8 +41,10 @@ def quantize(w_OI: Tensor, spec: WeightQuantizer) -> Quantized:
             "the training run diverged, go back to an earlier checkpoint"
         )
     codes_OI, scale = weight_codes(w_OI, spec)
-    if not bool(torch.isfinite(scale).all()):
-        raise OnebitError("cannot quantise: a scale exceeds the range of float16; use granularity 'per_row'")
+    if not bool(torch.isfinite(scale).all() and torch.isfinite(codes_OI).all()):
+        raise OnebitError(
+            "cannot quantise: a value exceeds float16's 65504; use granularity 'per_row' or another level"
+        )
     code_dtype = torch.float16 if spec.is_float16 else torch.int8
     scale_dtype = torch.float16 if spec.granularity == "per_group" else torch.float32
     return Quantized(codes_OI.to(code_dtype), scale.to(scale_dtype), spec)
