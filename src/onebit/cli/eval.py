@@ -11,7 +11,10 @@ __all__ = ["eval"]
 
 
 def eval(
-    model: Annotated[Path, typer.Argument(help="A .1bit file (run by the engine) or a checkpoint folder (by torch).")],
+    model: Annotated[
+        Path,
+        typer.Argument(metavar="MODEL", help="A .1bit file (run by the engine) or a checkpoint folder (by torch)."),
+    ],
     data: Annotated[Path, typer.Option("--data", help="The text file to score, UTF-8.")],
     context: Annotated[
         int | None, typer.Option("--context", help="Tokens a window feeds; the model's own length when not given.")

@@ -53,6 +53,9 @@ def _heading(text: str) -> str:
     return typer.style(text, bold=True)  # echo strips the style when the output is not a terminal
 
 
+_ORDER = {"Arguments": 0, "Options": 2}  # panels that a command names itself stand between
+
+
 class Command(TyperCommand):
     """A command whose options may be written with underscores and whose help lists them by panel."""
 
@@ -67,7 +70,7 @@ class Command(TyperCommand):
             if record is not None:
                 default = "Arguments" if parameter.param_type_name == "argument" else "Options"
                 panels.setdefault(getattr(parameter, "rich_help_panel", None) or default, []).append(record)
-        for panel, records in sorted(panels.items(), key=lambda item: item[0] != "Arguments"):
+        for panel, records in sorted(panels.items(), key=lambda item: _ORDER.get(item[0], 1)):
             with formatter.section(_heading(panel)):
                 formatter.write_dl(records)
 

@@ -11,8 +11,8 @@ __all__ = ["verify"]
 
 
 def verify(
-    a: Annotated[Path, typer.Argument(help="The reference: a checkpoint folder or a .1bit file.")],
-    b: Annotated[Path, typer.Argument(help="What is held against it.")],
+    a: Annotated[Path, typer.Argument(metavar="A", help="The reference: a checkpoint folder or a .1bit file.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="What is held against it.")],
     data: Annotated[
         Path | None, typer.Option("--data", help="Text to compare on; a file of Python's library when not given.")
     ] = None,

@@ -24,16 +24,14 @@ ROUNDED_LEVELS = ("float16", "int8", "int4")
 def rounded_like(model: OneBitForCausalLM, levels: Mapping[str, str]) -> Iterator[list[str]]:
     """Round the named modules' weights to `levels` (module name -> level) until the block ends; yields notes.
 
-    Levels other than float16, int8 and int4 are left alone: float32 loses nothing, 1-bit heads round themselves.
+    Left alone: float32, which loses nothing, and modules with a quantiser of their own, which round themselves.
     """
-    from onebit.nn import BitLinear
-
     kept: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
     notes: list[str] = []
     try:
         for name, level in levels.items():
             module = model.get_submodule(name)
-            if level not in ROUNDED_LEVELS or isinstance(module, BitLinear):
+            if level not in ROUNDED_LEVELS or getattr(module, "weight_quantizer", None) is not None:
                 continue
             weight: torch.nn.Parameter = module.weight  # type: ignore[assignment]
             kept.append((weight, weight.data))

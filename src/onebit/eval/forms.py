@@ -9,7 +9,7 @@ Shapes: T tokens, V vocabulary, L layers, D hidden size.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,7 +98,8 @@ class TorchForm:
 
     def __init__(self, model: OneBitForCausalLM, name: str, tokenizer: Tokenizer | None = None) -> None:
         config = model.config
-        self.model = model.eval().float()
+        self.model = model.float()
+        self.model.train(False)
         self.name = name
         self.tokenizer = tokenizer
         self.vocab_size: int = config.vocab_size
@@ -106,37 +107,25 @@ class TorchForm:
         self.bos: int | None = config.bos_token_id
         self.activations = frozenset(_activation_quantizers(model))
 
-    def _feed(self, ids_T: Ids) -> torch.Tensor:
+    def _feed(self, ids_T: Ids, **options: bool) -> Any:
         import torch
 
         device = next(self.model.parameters()).device
         ids_BT = torch.as_tensor(np.asarray(ids_T, dtype=np.int64), device=device)[None]
         with torch.inference_mode():
-            logits: torch.Tensor = self.model(input_ids=ids_BT, use_cache=False).logits
-        return logits[0]
+            return self.model(input_ids=ids_BT, use_cache=False, **options)
 
     def logits(self, ids_T: Ids) -> Floats:
-        logits: Floats = self._feed(ids_T).float().cpu().numpy()
-        return logits
+        return _array(self._feed(ids_T).logits[0])
 
     def hidden(self, ids_T: Ids) -> Floats:
-        stream: list[Any] = []
+        states = self._feed(ids_T, output_hidden_states=True).hidden_states
+        return np.stack([_array(state[0]) for state in states])
 
-        def keep_input(_module: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            stream.append((args[0] if args else kwargs["hidden_states"]).float().cpu().numpy()[0])
 
-        def keep_output(_module: object, _args: object, output: Any) -> None:
-            stream.append((output[0] if isinstance(output, tuple) else output).float().cpu().numpy()[0])
-
-        layers = list(self.model.model.layers)
-        hooks = [layers[0].register_forward_pre_hook(keep_input, with_kwargs=True)]
-        hooks += [layer.register_forward_hook(keep_output) for layer in layers]
-        try:
-            self._feed(ids_T)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return np.stack(stream)
+def _array(tensor: torch.Tensor) -> Floats:
+    values: Floats = tensor.float().cpu().numpy()
+    return values
 
 
 def _activation_quantizers(model: OneBitForCausalLM) -> set[str]:
@@ -160,8 +149,8 @@ def open_form(
             raise FormatError(f"{path}: no such file or folder; expected a .1bit file or a checkpoint folder")
         return EngineForm(path, threads)
     if hasattr(source, "runtime"):
-        return source
-    return TorchForm(source, type(source).__name__)
+        return cast(Form, source)
+    return TorchForm(cast("OneBitForCausalLM", source), type(source).__name__)
 
 
 def _open_checkpoint(folder: Path, device: str) -> TorchForm:
@@ -173,7 +162,8 @@ def _open_checkpoint(folder: Path, device: str) -> TorchForm:
         from onebit.models import OneBitForCausalLM
     except ModuleNotFoundError as missing:
         raise MissingExtraError("train", "running a checkpoint through torch") from missing
-    model = OneBitForCausalLM.from_pretrained(folder).to(device)
+    model: OneBitForCausalLM = OneBitForCausalLM.from_pretrained(folder)
+    cast("torch.nn.Module", model).to(device)
     tokenizer_file = folder / "tokenizer.json"
     tokenizer = None
     if tokenizer_file.is_file():
