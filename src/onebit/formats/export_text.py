@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from onebit.errors import ConfigError, DataError, FormatError
 from onebit.formats.chat_strings import ChatStrings, compile_template
 from onebit.formats.description import ModelDescription
+from onebit.formats.onebit_file import OneBitFile
 
-__all__ = ["binary_of", "chat_strings_of", "json_of"]
+__all__ = ["binary_of", "chat_strings_of", "json_of", "what_stayed_behind"]
 
 
 def json_of(tokenizer: Any) -> str | None:
@@ -35,11 +37,7 @@ def binary_of(tokenizer_json: str | None, description: ModelDescription) -> byte
     if size > description.vocab_size:
         raise ConfigError(f"vocab_size is {description.vocab_size}, but the tokenizer has {size} tokens")
     try:
-        from onebit.formats.tokenizer_binary import compile_tokenizer
-    except ImportError:
-        return None
-    try:
-        return compile_tokenizer(tokenizer_json)
+        return _compile(tokenizer_json)
     except FormatError:
         return None
 
@@ -62,3 +60,31 @@ def _token_text(tokenizer_json: str | None, token: int | None) -> str:
     from tokenizers import Tokenizer
 
     return Tokenizer.from_str(tokenizer_json).id_to_token(token) or ""
+
+
+def what_stayed_behind(file: OneBitFile) -> list[str]:
+    """Why tokenizer or chat template could not be compiled for C, in words; empty when all is there."""
+    notes = []
+    if file.tokenizer_json is None:
+        notes.append("no tokenizer.json: the file takes and gives token ids only")
+    elif file.tokenizer_binary is None:
+        reason = _reason(lambda: _compile(file.tokenizer_json or ""))
+        notes.append(f"the tokenizer stays JSON, so only Python reads text with this file: {reason}")
+    if file.chat_template is not None and file.chat_strings is None:
+        reason = _reason(lambda: compile_template(file.chat_template or ""))
+        notes.append(f"the chat template stays Jinja, so only Python chats with this file: {reason}")
+    return notes
+
+
+def _reason(attempt: Callable[[], object]) -> str:
+    try:
+        attempt()
+    except FormatError as error:
+        return str(error)
+    return "it was written without"
+
+
+def _compile(tokenizer_json: str) -> bytes:
+    from onebit.formats.tokenizer_binary import compile_tokenizer
+
+    return compile_tokenizer(tokenizer_json)

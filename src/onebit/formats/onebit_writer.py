@@ -3,15 +3,13 @@ the end."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 from onebit.errors import FormatError
+from onebit.formats.atomic import replacing
 from onebit.formats.crc32c import crc32c
 from onebit.formats.layout import align
 from onebit.formats.onebit_checks import check_model
@@ -36,7 +34,7 @@ def write_file(path: Path, file: OneBitFile) -> int:
     """Write ``file`` to ``path`` atomically and return its size."""
     check_model(file.description, file.tensors)
     meta, tensors, total = _lay_out(file)
-    with _replacing(path) as out:
+    with replacing(path) as out:
         out.write(meta)
         for tensor, record in tensors:
             for offset, data in ((record.data_offset, tensor.data), (record.scale_offset, tensor.scale_data)):
@@ -44,32 +42,6 @@ def write_file(path: Path, file: OneBitFile) -> int:
                 out.write(data.data)
         out.write(bytes(total - out.tell()))
     return total
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file that becomes ``path`` only if the block ends well; until then it has a name of its own beside it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(temporary, "wb") as out:
-            yield out
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable, where the system can open a folder."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _sections(file: OneBitFile) -> dict[str, tuple[int, bytes]]:

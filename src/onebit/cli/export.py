@@ -1,0 +1,104 @@
+"""`onebit export`: a checkpoint folder becomes one .1bit file, and a C header where asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from onebit.formats.onebit_file import OneBitFile
+
+__all__ = ["export"]
+
+
+def export(
+    model_dir: Annotated[Path, typer.Option("--model-dir", help="The checkpoint folder.")],
+    output: Annotated[Path, typer.Option("--output", help="The .1bit file to write.")],
+    pack_mode: Annotated[
+        str | None,
+        typer.Option(
+            "--pack-mode", help="ternary (2 bits), ternary5 (1.6 bits) or binary; what the model is if not given."
+        ),
+    ] = None,
+    layout: Annotated[
+        str, typer.Option("--layout", help="run: tiles that the engine reads in place; exchange: row by row.")
+    ] = "run",
+    embedding_level: Annotated[
+        str | None,
+        typer.Option(
+            "--embedding-level",
+            help="float32, float16, int8 or int4 for embedding and head; as trained if not given, else float16.",
+        ),
+    ] = None,
+    emit_c_header: Annotated[
+        bool, typer.Option("--emit-c-header", help="Also write a C header with the weights, for firmware.")
+    ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Run file and checkpoint on the same text before naming it.")
+    ] = True,
+) -> None:
+    """Write a checkpoint as one .1bit file: weights, tokenizer, chat template and manifest.
+
+    The codes and scales are those of training. The file gets its name only when the engine computes from it what torch
+    computes from the checkpoint; what was at --output before stays until then.
+    """
+    from onebit.errors import ConfigError
+    from onebit.formats.atomic import beside
+    from onebit.formats.c_header import write_c_header
+    from onebit.formats.checkpoint import from_checkpoint
+    from onebit.formats.onebit_file import write
+
+    if not output.parent.is_dir():
+        raise ConfigError(f"--output: the folder {output.parent} does not exist; make it first")
+    if output.is_dir():
+        raise ConfigError(f"--output {output} is a folder; give the name of a file, such as {output / 'model.1bit'}")
+    file = from_checkpoint(model_dir, pack_mode=pack_mode, layout=layout, embedding_level=embedding_level)
+    with beside(output) as unproven:
+        write(unproven, file)
+        if verify:
+            _verify(model_dir, unproven, output)
+    _report(output, file)
+    if emit_c_header:
+        header = output.with_suffix(".h")
+        typer.echo(f"wrote {header}, {write_c_header(header, file) / 1e6:.2f} MB of C")
+
+
+def _verify(model_dir: Path, unproven: Path, output: Path) -> None:
+    """Hold the file against the checkpoint; an OnebitError says how they differ."""
+    from onebit.errors import EngineError, OnebitError
+
+    try:
+        from onebit.eval.forms import open_form
+        from onebit.eval.verify import verify
+
+        open_form(unproven)
+    except (ImportError, AttributeError, EngineError) as error:
+        typer.echo(f"warning: {output} is not verified: the engine is not there ({error})", err=True)
+        return
+    report = verify(model_dir, unproven)
+    if not report.passed:
+        raise OnebitError(
+            f"the file does not compute what {model_dir} computes, so {output} was not written: "
+            f"{'; '.join(report.reasons)}; please report it, or look closer with --no-verify and onebit verify"
+        )
+    typer.echo(f"verified on {report.tokens} tokens: logits within {report.max_relative:.1e} of the largest")
+    for note in report.notes:
+        typer.echo(f"  {note}")
+
+
+def _report(output: Path, file: OneBitFile) -> None:
+    """The table of sizes, and what could not be compiled for C."""
+    from onebit.formats.export_text import what_stayed_behind
+    from onebit.formats.statistics import format_by_layout, summarise
+
+    summary = summarise(file)
+    typer.echo(format_by_layout(summary))
+    for note in what_stayed_behind(file):
+        typer.echo(f"note: {note}")
+    totals = summary["totals"]
+    typer.echo(
+        f"wrote {output}, {output.stat().st_size / 1e6:.2f} MB: {totals['weights']:,} weights at"
+        f" {totals['bits_per_weight']:.2f} bits, {totals['smaller_than_float16']:.1f} times smaller than float16"
+    )
