@@ -1,0 +1,418 @@
+"""The training recipe: settings in, a trained model with tokenizer and manifest in the output folder out.
+
+The order of the steps matters: all that can be refused is refused before anything is written, the tokenizer comes
+before the shape of the model (its size is a field), and the number of steps before the schedule.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments, set_seed
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.utils import logging as library_logging
+
+from onebit.data import PackedBlocks, PreparedData, TextTokenizer, load_tokenizer, open_split, prepare, tokenizer_for
+from onebit.errors import ConfigError, MissingExtraError
+from onebit.models import OneBitConfig, OneBitForCausalLM
+from onebit.optim import LearningRate
+from onebit.train.budget import seconds_per_step, steps_for
+from onebit.train.checkpoints import last_checkpoint, remove_checkpoints, remove_leftovers
+from onebit.train.identity import claim, identity, record
+from onebit.train.interrupt import StopOnSignal
+from onebit.train.keep_best import BEST, KeepBest, best_record
+from onebit.train.manifest import MANIFEST_NAME, manifest, write_json
+from onebit.train.metrics_log import MetricsLog, read_metrics
+from onebit.train.picture import draw_loss_curve
+from onebit.train.progress import ProgressLines, duration
+from onebit.train.schedule_callback import ScheduleCallback, dials
+from onebit.train.settings import TrainSettings
+from onebit.train.trainer import OneBitTrainer
+
+__all__ = ["TrainResult", "train"]
+
+# A tokenizer may be this much smaller than the model's table: tables are often rounded up to a round number.
+_SPARE_ROWS = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """How a run ended. `signal` is the number of the signal that stopped it, None when it finished."""
+
+    output_dir: Path
+    steps: int
+    max_steps: int
+    metrics: dict[str, float]
+    seconds: float
+    signal: int | None
+
+    @property
+    def complete(self) -> bool:
+        """True when all steps were done and the model is in `output_dir`."""
+        return self.signal is None
+
+
+def train(settings: TrainSettings) -> TrainResult:
+    """Train a model as told; resumes by itself when the output folder holds a checkpoint of the same run.
+
+    The output folder then holds model.safetensors, config.json, tokenizer.json, training_manifest.json, metrics.jsonl,
+    loss.png and loss.svg; a run that a signal stopped holds its checkpoint, metrics and manifest.
+
+    Raises:
+        ConfigError, DataError, MissingExtraError: with one line that says what to change.
+    """
+    began = time.monotonic()
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    check_device(settings)
+    with StopOnSignal() as stop, library_bars_off():
+        progress = ProgressLines(quiet=settings.quiet)
+        arguments = training_arguments(settings)
+        progress.quiet = progress.quiet or arguments.process_index != 0
+        config, data = open_everything(settings, arguments, progress)
+        set_seed(settings.seed)
+        model = make_model(settings, config).to(arguments.device)
+        settings, checkpoint = decide_steps(settings, config, data, arguments, model, progress)
+        arguments.max_steps = settings.max_steps
+        trainer = make_trainer(settings, config, data, model, arguments, [stop, progress])
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        finally:
+            progress.close()
+        return finish(settings, config, data, trainer, stop, time.monotonic() - began, progress)
+
+
+@contextmanager
+def library_bars_off() -> Iterator[None]:
+    """Keep transformers' own progress bars (a line for each file written) out of ours, for the time of a run."""
+    shown = library_logging.is_progress_bar_enabled()
+    library_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            library_logging.enable_progress_bar()
+
+
+def check_device(settings: TrainSettings) -> None:
+    """Refuse a device that torch does not have here."""
+    have = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not have.get(settings.device, True):
+        raise ConfigError(f"--device {settings.device}: this torch ({torch.__version__}) finds none; give --device cpu")
+
+
+def training_arguments(settings: TrainSettings) -> TrainingArguments:
+    """Our settings in the Trainer's words; also joins the process group when torchrun started this process."""
+    on_cpu = settings.device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    under_torchrun = "LOCAL_RANK" in os.environ
+    prepare_tracker(settings)
+    return TrainingArguments(
+        output_dir=str(settings.output_dir),
+        use_cpu=on_cpu,
+        ddp_backend="gloo" if on_cpu and under_torchrun else None,
+        ddp_find_unused_parameters=False,
+        max_steps=settings.max_steps,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.accumulation_steps,
+        learning_rate=settings.lr,
+        weight_decay=settings.weight_decay,
+        adam_beta1=settings.adam_beta1,
+        adam_beta2=settings.adam_beta2,
+        max_grad_norm=settings.grad_clip_max_norm,
+        seed=settings.seed,
+        bf16=settings.bf16,
+        torch_compile=settings.compile,
+        logging_steps=settings.log_every,
+        logging_nan_inf_filter=False,  # it waits for the device at each step; the log line checks instead
+        save_strategy="steps" if settings.save_every else "no",
+        save_steps=settings.save_every or settings.max_steps,
+        save_total_limit=settings.keep_checkpoints,
+        eval_strategy="steps" if settings.eval_every else "no",
+        eval_steps=settings.eval_every or None,
+        report_to=settings.report_to,
+        disable_tqdm=True,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=not on_cpu,
+        remove_unused_columns=False,
+        accelerator_config={"dispatch_batches": False, "use_seedable_sampler": False},
+    )
+
+
+def prepare_tracker(settings: TrainSettings) -> None:
+    """Trackers run only when asked, and Weights & Biases offline unless the user says otherwise."""
+    if settings.report_to == "wandb":
+        os.environ.setdefault("WANDB_MODE", "offline")
+        os.environ.setdefault("WANDB_DIR", str(settings.output_dir))
+        _need("wandb", "--report-to wandb (pip install wandb)")
+    elif settings.report_to == "tensorboard":
+        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(settings.output_dir / "tensorboard"))
+        _need("tensorboard", "--report-to tensorboard (pip install tensorboard)")
+
+
+def open_everything(
+    settings: TrainSettings, arguments: TrainingArguments, progress: ProgressLines
+) -> tuple[OneBitConfig, PreparedData]:
+    """Open text and tokenizer, settle the configuration, tokenise; the first process works, the others wait for it."""
+    config = read_config(settings)
+    split = open_split(
+        settings.data,
+        val_data=settings.val_data,
+        val_fraction=settings.val_fraction,
+        text_column=settings.text_column,
+        streaming=settings.streaming,
+    )
+    given = settings.tokenizer or settings.init_from
+    tokenizer = load_tokenizer(given) if given is not None else None
+    if tokenizer is not None:
+        config = fit_vocabulary(config, tokenizer, trained_here=False)
+    if settings.eval_every and split.validation is None:
+        raise ConfigError("--eval-every needs validation text: give --val-data or a --val-fraction above 0")
+    with arguments.main_process_first(local=False):
+        make_output_folder(settings.output_dir)
+        if tokenizer is None:
+            size = settings.vocab_size or config.vocab_size
+            tokenizer = tokenizer_for(split.train, size, settings.cache, progress.say)
+            config = fit_vocabulary(config, tokenizer, trained_here=True)
+        data = prepare(
+            split,
+            tokenizer,
+            block_size=config.max_seq_len,
+            cache=settings.cache,
+            streaming=settings.streaming,
+            seed=settings.seed,
+            say=progress.say,
+        )
+    return config, data
+
+
+def read_config(settings: TrainSettings) -> OneBitConfig:
+    """The model's configuration, from a file, an object, a checkpoint or a preset, with the overrides put in."""
+    if settings.init_from is not None:
+        return OneBitConfig.from_json_file(settings.init_from / "config.json")
+    if settings.config is None:
+        return OneBitConfig.preset(settings.preset, **settings.overrides)
+    if isinstance(settings.config, OneBitConfig):
+        return OneBitConfig.from_dict({**settings.config.to_dict(), **settings.overrides})
+    config = OneBitConfig.from_json_file(settings.config)
+    if not settings.overrides:
+        return config
+    # From the file again: what the configuration derived from replaced fields must be derived anew.
+    return OneBitConfig(**(json.loads(Path(settings.config).read_text("utf-8")) | settings.overrides))
+
+
+def fit_vocabulary(config: OneBitConfig, tokenizer: TextTokenizer, *, trained_here: bool) -> OneBitConfig:
+    """Check that the model's table and the tokenizer fit; a tokenizer trained here decides the size.
+
+    Raises:
+        ConfigError: they do not belong together.
+    """
+    size = tokenizer.vocab_size
+    if trained_here:
+        config.vocab_size = size
+    elif not size <= config.vocab_size <= size + _SPARE_ROWS:
+        raise ConfigError(
+            f"the tokenizer has {size} tokens and the configuration's vocab_size is {config.vocab_size}; "
+            f"they must match (--set vocab_size={size}, or another --tokenizer)"
+        )
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if getattr(config, name) is None:
+            setattr(config, name, tokenizer.eos_token_id)
+    return config
+
+
+def make_model(settings: TrainSettings, config: OneBitConfig) -> Any:
+    """A fresh model, or the one of a checkpoint."""
+    if settings.init_from is not None:
+        model = OneBitForCausalLM.from_pretrained(settings.init_from, config=config, dtype=torch.float32)
+    else:
+        model = OneBitForCausalLM(config)
+    if settings.gradient_checkpointing:
+        enable: Any = model.gradient_checkpointing_enable
+        enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model
+
+
+def decide_steps(
+    settings: TrainSettings,
+    config: OneBitConfig,
+    data: PreparedData,
+    arguments: TrainingArguments,
+    model: Any,
+    progress: ProgressLines,
+) -> tuple[TrainSettings, Path | None]:
+    """Settle the number of steps and where to start: at a checkpoint of this very run, or at the beginning."""
+    timed = settings.max_minutes is not None
+    wanted = identity(
+        settings,
+        config,
+        data,
+        max_steps=None if timed else settings.max_steps,
+        processes=arguments.world_size,
+    )
+    folder = settings.output_dir
+    checkpoint = last_checkpoint(folder) if settings.resume else None
+    if checkpoint is not None:
+        steps = claim(folder, wanted)
+        progress.say(f"resuming from {checkpoint}")
+        return replace(settings, max_steps=steps or settings.max_steps), checkpoint
+    steps = steps_within(settings, model, config, arguments, progress) if timed else settings.max_steps
+    with arguments.main_process_first(local=False):
+        if arguments.should_save:
+            remove_leftovers(folder)
+            remove_checkpoints(folder)
+            for name in (BEST, MANIFEST_NAME, "model.safetensors"):
+                path = folder / name
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            record(folder, wanted, steps)
+    return replace(settings, max_steps=steps), None
+
+
+def steps_within(
+    settings: TrainSettings, model: Any, config: OneBitConfig, arguments: TrainingArguments, progress: ProgressLines
+) -> int:
+    """Measure a step and return how many fit into --max-minutes; all processes get the first one's answer."""
+    assert settings.max_minutes is not None
+    per_step = seconds_per_step(
+        model,
+        batch_size=settings.batch_size,
+        block_size=config.max_seq_len,
+        vocab_size=config.vocab_size,
+        accumulation_steps=settings.accumulation_steps,
+        bf16=settings.bf16,
+    )
+    steps = torch.tensor([steps_for(settings.max_minutes * 60.0, per_step)], device=arguments.device)
+    if arguments.world_size > 1:
+        torch.distributed.broadcast(steps, src=0)
+    count = int(steps.item())
+    progress.say(f"{per_step:.3f} s a step: {count} steps fit into {settings.max_minutes:g} minutes")
+    return count
+
+
+def make_trainer(
+    settings: TrainSettings,
+    config: OneBitConfig,
+    data: PreparedData,
+    model: Any,
+    arguments: TrainingArguments,
+    callbacks: list[Any],
+) -> OneBitTrainer:
+    """The Trainer with our callbacks and without its own progress lines."""
+    rate = LearningRate(
+        peak=settings.lr,
+        minimum=settings.min_lr,
+        warmup_steps=min(settings.lr_warmup_steps, settings.max_steps),
+        total_steps=settings.max_steps,
+        decay=settings.lr_decay,
+    )
+    ratio = data.train.counts.tokens_per_byte if isinstance(data.train, PackedBlocks) else None
+    callbacks = [ScheduleCallback(config, settings.lr_decay), MetricsLog(settings.output_dir), *callbacks]
+    trainer = OneBitTrainer(
+        model,
+        arguments,
+        train_blocks=data.train,
+        validation=data.validation,
+        tokenizer=data.tokenizer,
+        learning_rate=rate,
+        label_smoothing=settings.label_smoothing,
+        tokens_per_byte=ratio,
+        callbacks=callbacks,
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    if settings.keep_best:
+        trainer.add_callback(KeepBest(trainer, settings.output_dir))
+    return trainer
+
+
+def finish(
+    settings: TrainSettings,
+    config: OneBitConfig,
+    data: PreparedData,
+    trainer: OneBitTrainer,
+    stop: StopOnSignal,
+    seconds: float,
+    progress: ProgressLines,
+) -> TrainResult:
+    """Evaluate, write model, tokenizer, manifest and picture, and say where they are."""
+    steps, arguments = trainer.state.global_step, trainer.args
+    model: Any = trainer.model
+    signal = stop.caught if steps < settings.max_steps else None
+    folder = settings.output_dir
+    metrics = final_metrics(trainer, folder, evaluate=signal is None and data.validation is not None)
+    if signal is None:
+        best = best_record(folder) if settings.keep_best else None
+        trainer.save_final(folder, source=folder / BEST if best else None)
+        metrics.update(best or {})
+    if arguments.should_save:
+        about = manifest(
+            settings=settings,
+            config=config,
+            model=model,
+            data=data,
+            status="complete" if signal is None else "interrupted",
+            steps=steps,
+            max_steps=settings.max_steps,
+            tokens_per_step=trainer.tokens_per_step,
+            seconds=seconds,
+            metrics=metrics,
+            device=arguments.device,
+            processes=arguments.world_size,
+        )
+        write_json(folder / MANIFEST_NAME, about)
+        draw_loss_curve(folder)
+    if signal is None:
+        progress.say(f"trained {steps} steps in {duration(seconds)}; the model is in {folder}")
+        warn_if_soft(settings, config, progress)
+    else:
+        progress.say(f"stopped by a signal after step {steps}; the same command goes on from there")
+    return TrainResult(
+        output_dir=folder, steps=steps, max_steps=settings.max_steps, metrics=metrics, seconds=seconds, signal=signal
+    )
+
+
+def final_metrics(trainer: OneBitTrainer, folder: Path, *, evaluate: bool) -> dict[str, float]:
+    """The last training figures, and an evaluation of the model as it is when there is none of this step yet."""
+    records = read_metrics(folder)
+    last: dict[str, float] = {}
+    for entry in records:
+        last.update(entry)
+    step = trainer.state.global_step
+    done = any("eval_loss" in entry and entry["step"] == step for entry in records)
+    if evaluate and not done:
+        last.update(trainer.evaluate())
+    last["step"] = step
+    return last
+
+
+def warn_if_soft(settings: TrainSettings, config: OneBitConfig, progress: ProgressLines) -> None:
+    """Say so when the run ended while a soft regime was still on: it was evaluated harder than it was trained."""
+    last = dials(settings.max_steps - 1, settings.max_steps, config)
+    if last["lambda_"] < 1.0 or last["soft_alpha"] > 0.0 or last["arenas"] > 0.0:
+        state = ", ".join(f"{name} {value:.3g}" for name, value in last.items())
+        progress.say(
+            f"warning: the run ended while training was still soft ({state}); the saved model is fully quantised. "
+            "Shorten arenas_anneal_steps, anneal_fraction or lambda_warmup_fraction"
+        )
+
+
+def make_output_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--output-dir: cannot make '{folder}': {error.strerror or error}") from None
+
+
+def _need(module: str, what: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise MissingExtraError("train", what)
