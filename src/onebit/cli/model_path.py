@@ -77,7 +77,7 @@ def _content_hash(folder: Path) -> str:
 
 def _export(folder: Path, target: Path) -> None:
     try:
-        from onebit.formats.export import from_checkpoint
+        from onebit.formats.checkpoint import from_checkpoint
     except ModuleNotFoundError as missing:
         raise MissingExtraError("train", "running a checkpoint folder") from missing
     from onebit.formats.onebit_file import write

@@ -8,13 +8,14 @@ Shapes: T tokens, V vocabulary, L layers, D hidden size.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onebit.errors import FormatError, MissingExtraError
+from onebit.errors import FormatError
 from onebit.formats.layout import Kind
 
 if TYPE_CHECKING:
@@ -98,8 +99,10 @@ class TorchForm:
 
     def __init__(self, model: OneBitForCausalLM, name: str, tokenizer: Tokenizer | None = None) -> None:
         config = model.config
-        self.model = model.float()
-        self.model.train(False)
+        self.model = model
+        module: torch.nn.Module = model
+        module.float()
+        module.train(False)
         self.name = name
         self.tokenizer = tokenizer
         self.vocab_size: int = config.vocab_size
@@ -121,6 +124,37 @@ class TorchForm:
     def hidden(self, ids_T: Ids) -> Floats:
         states = self._feed(ids_T, output_hidden_states=True).hidden_states
         return np.stack([_array(state[0]) for state in states])
+
+    def stepwise(self, ids_T: Ids, hidden_LTD: Floats) -> tuple[Floats, Floats]:
+        """Every layer fed with another form's residual stream: what each makes of the same input.
+
+        hidden_LTD: [L+1, T, D] as `hidden` returns it. Returns the stream after the embedding and after each layer,
+        [L+1, T, D], and the logits [T, V] of the last state given. No difference is carried from layer to layer, so
+        one that shows up belongs to the layer it shows up in.
+        """
+        import torch
+
+        decoder: Any = self.model.model
+        outputs: list[Floats] = []
+        hooks = []
+
+        def replace(point: int) -> Callable[..., Any]:
+            def hook(_module: object, args: tuple[Any, ...]) -> tuple[Any, ...]:
+                x_BTD = args[0]
+                outputs.append(_array(x_BTD[0]))
+                given_BTD = torch.as_tensor(hidden_LTD[point], device=x_BTD.device, dtype=x_BTD.dtype)[None]
+                return (given_BTD, *args[1:])
+
+            return hook
+
+        try:
+            for point, module in enumerate([*decoder.layers, decoder.norm]):
+                hooks.append(module.register_forward_pre_hook(replace(point)))
+            logits_TV = self.logits(ids_T)
+        finally:
+            for registered in hooks:
+                registered.remove()
+        return np.stack(outputs), logits_TV
 
 
 def _array(tensor: torch.Tensor) -> Floats:
@@ -154,16 +188,9 @@ def open_form(
 
 
 def _open_checkpoint(folder: Path, device: str) -> TorchForm:
-    if not (folder / "config.json").is_file():
-        raise FormatError(
-            f"{folder}: no config.json in it; expected a checkpoint folder (config.json, model.safetensors)"
-        )
-    try:
-        from onebit.models import OneBitForCausalLM
-    except ModuleNotFoundError as missing:
-        raise MissingExtraError("train", "running a checkpoint through torch") from missing
-    model: OneBitForCausalLM = OneBitForCausalLM.from_pretrained(folder)
-    cast("torch.nn.Module", model).to(device)
+    from onebit.formats.checkpoint import load_model
+
+    model = load_model(folder).to(device)
     tokenizer_file = folder / "tokenizer.json"
     tokenizer = None
     if tokenizer_file.is_file():

@@ -10,7 +10,7 @@ from onebit.errors import DataError, MissingExtraError
 from onebit.formats.export import check_choices, from_model
 from onebit.formats.onebit_file import OneBitFile
 
-__all__ = ["from_checkpoint"]
+__all__ = ["from_checkpoint", "load_model"]
 
 
 def from_checkpoint(
@@ -18,20 +18,8 @@ def from_checkpoint(
 ) -> OneBitFile:
     """Load a checkpoint folder (config.json, model.safetensors, tokenizer.json, ...) and export it."""
     check_choices(pack_mode, layout, embedding_level)
-    if not (folder / "config.json").is_file():
-        raise DataError(f"{folder}: no config.json in it; expected a checkpoint folder written by onebit train")
-    try:
-        from onebit.models import OneBitForCausalLM
-    except ImportError as error:
-        raise MissingExtraError("train", "exporting a checkpoint") from error
-    loaded: Any = OneBitForCausalLM.from_pretrained(folder, output_loading_info=True)
-    model, loading = loaded
-    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if loading.get(what):
-            names = ", ".join(str(name) for name in sorted(loading[what], key=str)[:3])
-            raise DataError(f"{folder}: {len(loading[what])} {what.replace('_', ' ')} in the weights ({names}, ...)")
     return from_model(
-        model.eval(),
+        load_model(folder).eval(),
         _read_text(folder / "tokenizer.json"),
         pack_mode=pack_mode,
         layout=layout,
@@ -39,6 +27,23 @@ def from_checkpoint(
         chat_template=_template_of(folder),
         manifest=_read_json(folder / "training_manifest.json"),
     )
+
+
+def load_model(folder: Path) -> Any:
+    """The OneBitForCausalLM of a checkpoint folder, with every weight that its configuration needs and no other."""
+    if not (folder / "config.json").is_file():
+        raise DataError(f"{folder}: no config.json in it; expected a checkpoint folder written by onebit train")
+    try:
+        from onebit.models import OneBitForCausalLM
+    except ImportError as error:
+        raise MissingExtraError("train", "running a checkpoint") from error
+    loaded: Any = OneBitForCausalLM.from_pretrained(folder, output_loading_info=True)
+    model, loading = loaded
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if loading.get(what):
+            names = ", ".join(str(name) for name in sorted(loading[what], key=str)[:3])
+            raise DataError(f"{folder}: {len(loading[what])} {what.replace('_', ' ')} in the weights ({names}, ...)")
+    return model
 
 
 def _read_text(path: Path) -> str | None:
