@@ -1,0 +1,31 @@
+#include "ob_cpu.h"
+
+#include "ob_platform.h"
+
+#if defined(OB_X86) && defined(__GNUC__)
+#include <cpuid.h>
+
+/* Register state the operating system saves: bits 1, 2 are SSE and AVX; 5, 6, 7 are the parts of AVX-512. */
+static uint32_t saved_state(void) {
+    uint32_t low, high;
+    __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    (void)high;
+    return low;
+}
+
+uint32_t ob_cpu_features(void) {
+    uint32_t a, b, c, d, features = 0;
+    if (!__get_cpuid(1, &a, &b, &c, &d)) return 0;
+    if (c >> 20 & 1) features |= OB_CPU_SSE42;
+    int f16c = c >> 29 & 1, osxsave = c >> 27 & 1;
+    uint32_t state = osxsave ? saved_state() : 0;
+    if ((state & 0x6) != 0x6 || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return features;
+    int avx2 = b >> 5 & 1;
+    int f = b >> 16 & 1, dq = b >> 17 & 1, bw = b >> 30 & 1, vl = b >> 31 & 1, vnni = c >> 11 & 1;
+    if (avx2 && f16c) features |= OB_CPU_AVX2;
+    if ((state & 0xe6) == 0xe6 && f && dq && bw && vl && vnni) features |= OB_CPU_AVX512;
+    return features;
+}
+#else
+uint32_t ob_cpu_features(void) { return 0; }
+#endif

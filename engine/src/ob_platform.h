@@ -1,0 +1,41 @@
+/* What the core needs from a compiler, in one place: byte order, targets, and the few functions it may link. */
+#ifndef OB_PLATFORM_H
+#define OB_PLATFORM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "onebit reads weights in place from a little-endian file; this processor is big-endian"
+#endif
+
+/* The same bits everywhere need float arithmetic that is rounded after every operation. */
+#include <float.h>
+#if FLT_EVAL_METHOD != 0
+#error "float arithmetic has excess precision here; on 32-bit x86 build with -msse2 -mfpmath=sse"
+#endif
+#ifdef __FAST_MATH__
+#error "-ffast-math reorders float sums; build without it"
+#endif
+#ifdef __clang__
+#pragma STDC FP_CONTRACT OFF
+#endif
+
+/* The core is freestanding: these three are all it asks of a C library (compilers emit calls to them anyway). */
+void *memcpy(void *restrict to, const void *restrict from, size_t bytes);
+void *memset(void *to, int byte, size_t bytes);
+void *memmove(void *to, const void *from, size_t bytes);
+
+#if defined(__GNUC__)
+#define OB_TARGET(features) __attribute__((target(features)))
+#define OB_INLINE static inline __attribute__((always_inline))
+#else
+#define OB_TARGET(features)
+#define OB_INLINE static inline
+#endif
+
+#if defined(__x86_64__) || defined(_M_X64)
+#define OB_X86 1
+#endif
+
+#endif

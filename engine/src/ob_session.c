@@ -1,0 +1,202 @@
+/* A session in the caller's memory, and the forward pass over its layers. */
+#include "ob_session.h"
+
+#include "ob_error.h"
+#include "ob_math.h"
+
+enum { ALIGNMENT = 64, DEFAULT_BATCH = 32 };
+
+/* ---- memory: one walk over the buffers, once to measure and once to place them ---- */
+
+typedef struct arena {
+    uint8_t *base; /* NULL while measuring */
+    uint64_t used;
+    int overflow;
+} arena;
+
+/* count items of `size` bytes, aligned. All factors are below 2^32, so that one product at a time can be checked. */
+static void *take(arena *a, uint64_t count, uint64_t size) {
+    const uint64_t limit = SIZE_MAX / 4;
+    if (count > limit / size || a->used > limit - count * size) {
+        a->overflow = 1;
+        return NULL;
+    }
+    void *at = a->base ? a->base + a->used : NULL;
+    a->used += (count * size + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    return at;
+}
+
+static uint32_t most(uint32_t a, uint32_t b) { return a > b ? a : b; }
+
+/* The codes and group sums of the most demanding matrix. */
+static void measure_inputs(ob_session *s, const ob_weights *w) {
+    size_t stride = ((size_t)most(w->codes_cols, w->cols) + 63) / 64 * 64;
+    if (stride > s->codes_stride) s->codes_stride = stride;
+    if (w->num_groups > s->num_sums) s->num_sums = w->num_groups;
+}
+
+static void measure_model(ob_session *s, const ob_model *m) {
+    const ob_description *d = &m->description;
+    measure_inputs(s, &m->head);
+    for (uint32_t i = 0; i < d->num_layers; i++) {
+        const ob_layer *l = &m->layers[i];
+        const ob_weights *all[] = {&l->q, &l->k, &l->v, &l->o, &l->up, &l->down, ob_has_gate(d) ? &l->gate : &l->up};
+        for (size_t j = 0; j < sizeof all / sizeof *all; j++) measure_inputs(s, all[j]);
+    }
+    uint32_t widest = most(most(d->hidden_size, d->intermediate_size), d->num_heads * d->head_dim);
+    s->wide = ((size_t)widest + 15) / 16 * 16;
+    s->kv_width = ((size_t)d->num_key_value_heads * d->head_dim + 15) / 16 * 16;
+}
+
+static void place_buffers(ob_session *s, const ob_description *d, arena *a) {
+    const uint64_t batch = s->max_batch, wide = s->wide;
+    const uint64_t cached = (uint64_t)d->num_layers * s->max_positions; /* < 2^16 * 2^25 */
+    s->keys = take(a, cached, s->kv_width * sizeof(float));
+    s->values = take(a, cached, s->kv_width * sizeof(float));
+    s->x_TH = take(a, batch * d->hidden_size, sizeof(float));
+    float **rows[] = {&s->normed_TW, &s->q_TW, &s->attended_TW, &s->gate_TW, &s->up_TW, &s->out_TW, &s->code_floats_TW};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) *rows[i] = take(a, batch * wide, sizeof(float));
+    s->codes_T = take(a, batch, s->codes_stride);
+    s->sums_T = take(a, batch * s->num_sums, sizeof(int32_t));
+    s->scales_T = take(a, batch, sizeof(float));
+    s->ones_T = take(a, batch, sizeof(float));
+    s->scores = take(a, (uint64_t)s->parallel.num_threads * s->max_positions, sizeof(float));
+    s->cos_T = take(a, batch * (d->head_dim / 2 + 1), sizeof(float));
+    s->sin_T = take(a, batch * (d->head_dim / 2 + 1), sizeof(float));
+    s->inverse_frequencies = take(a, d->head_dim / 2 + 1, sizeof(double));
+}
+
+/* Fills the sizes of a session and places its buffers behind it (base NULL: only measures). */
+static ob_status lay_out(ob_session *s, const ob_model *model, const ob_session_options *o, uint8_t *base, uint64_t *bytes,
+                         ob_error *error) {
+    const ob_description *d = &model->description;
+    memset(s, 0, sizeof *s);
+    s->model = model;
+    s->max_positions = o && o->max_positions ? o->max_positions : d->max_seq_len;
+    s->max_batch = o && o->max_batch ? o->max_batch : DEFAULT_BATCH;
+    s->parallel.num_threads = 1;
+    if (o && o->parallel) s->parallel = *o->parallel;
+    if (s->max_positions > d->max_seq_len)
+        return ob_fail(error, OB_ERROR_ARGUMENT, "a context of %u tokens was asked for, the model's longest is %u", s->max_positions,
+                       d->max_seq_len);
+    if (s->max_batch > OB_MAX_BATCH)
+        return ob_fail(error, OB_ERROR_ARGUMENT, "max_batch is %u, expected 1 to %u", s->max_batch, (uint32_t)OB_MAX_BATCH);
+    if (s->parallel.num_threads < 1 || s->parallel.num_threads > OB_MAX_THREADS)
+        return ob_fail(error, OB_ERROR_ARGUMENT, "num_threads is %u, expected 1 to %u", s->parallel.num_threads,
+                       (uint32_t)OB_MAX_THREADS);
+    measure_model(s, model);
+    arena a = {base, 0, 0};
+    take(&a, 1, sizeof *s);
+    place_buffers(s, d, &a);
+    if (a.overflow)
+        return ob_fail(error, OB_ERROR_MEMORY, "a context of %u tokens needs more memory than can be addressed; ask for less",
+                       s->max_positions);
+    *bytes = a.used;
+    return OB_OK;
+}
+
+ob_status ob_session_arena_bytes(const ob_model *model, const ob_session_options *options, size_t *bytes, ob_error *error) {
+    ob_session s;
+    uint64_t needed = 0;
+    if (!model || !bytes) return ob_fail(error, OB_ERROR_ARGUMENT, "model or bytes is a null pointer");
+    ob_status status = lay_out(&s, model, options, NULL, &needed, error);
+    *bytes = (size_t)needed;
+    return status;
+}
+
+ob_status ob_session_init(const ob_model *model, const ob_session_options *options, void *arena, size_t arena_bytes,
+                          ob_session **session, ob_error *error) {
+    size_t needed = 0;
+    uint64_t used;
+    if (!arena || !session || (uintptr_t)arena % ALIGNMENT)
+        return ob_fail(error, OB_ERROR_ARGUMENT, "the arena is a null pointer or not 64-byte aligned");
+    ob_status status = ob_session_arena_bytes(model, options, &needed, error);
+    if (status) return status;
+    if (arena_bytes < needed)
+        return ob_fail(error, OB_ERROR_MEMORY, "the session's arena has %U bytes and needs %U", (uint64_t)arena_bytes,
+                       (uint64_t)needed);
+    ob_session *s = arena;
+    if ((status = lay_out(s, model, options, arena, &used, error))) return status;
+    const ob_description *d = &model->description;
+    for (uint32_t t = 0; t < s->max_batch; t++) s->ones_T[t] = 1.0f;
+    for (uint32_t i = 0; i < d->head_dim / 2; i++)
+        s->inverse_frequencies[i] = ob_exp64(-(2.0 * i / d->head_dim) * ob_log64(d->rope_theta));
+    *session = s;
+    return OB_OK;
+}
+
+/* ---- forward ---- */
+
+static void trace(ob_session *s, uint32_t point, uint32_t num_tokens) {
+    if (s->trace) s->trace(s->trace_user, point, s->position, s->x_TH, num_tokens, s->model->description.hidden_size);
+}
+
+/* logits of tokens [first, num_tokens) of the batch */
+static void head(ob_session *s, uint32_t first, uint32_t num_tokens, float *logits) {
+    const ob_model *m = s->model;
+    const uint32_t hidden = m->description.hidden_size, count = num_tokens - first;
+    ob_norm_rows(s, s->x_TH + (size_t)first * hidden, hidden, m->final_norm, m->final_norm_bias, hidden, s->normed_TW, s->wide,
+                 count);
+    const ob_product product = {&m->head, logits, m->description.vocab_size};
+    ob_multiply(s, s->normed_TW, count, &product, 1);
+}
+
+static void forward_batch(ob_session *s, const uint32_t *tokens, uint32_t num_tokens) {
+    ob_embed(s, tokens, num_tokens);
+    ob_rotary_angles(s, num_tokens);
+    trace(s, 0, num_tokens);
+    for (uint32_t layer = 0; layer < s->model->description.num_layers; layer++) {
+        ob_attention_block(s, layer, num_tokens);
+        ob_mlp_block(s, layer, num_tokens);
+        trace(s, layer + 1, num_tokens);
+    }
+}
+
+static ob_status check_tokens(const ob_session *s, const uint32_t *tokens, uint32_t num_tokens, uint32_t which,
+                              const float *logits, ob_error *error) {
+    const uint32_t vocab = s->model->description.vocab_size;
+    if (!num_tokens || !tokens) return ob_fail(error, OB_ERROR_ARGUMENT, "no tokens were given");
+    if (which > OB_LOGITS_ALL || (which != OB_LOGITS_NONE && !logits))
+        return ob_fail(error, OB_ERROR_ARGUMENT, "logits are asked for without a place to put them");
+    if (num_tokens > s->max_positions - s->position)
+        return ob_fail(error, OB_ERROR_FULL, "the context is full: %u tokens more do not fit after %u of %u", num_tokens,
+                       s->position, s->max_positions);
+    for (uint32_t i = 0; i < num_tokens; i++)
+        if (tokens[i] >= vocab)
+            return ob_fail(error, OB_ERROR_ARGUMENT, "token %u at place %u is outside the vocabulary of %u", tokens[i], i, vocab);
+    return OB_OK;
+}
+
+ob_status ob_forward(ob_session *s, const uint32_t *tokens, uint32_t num_tokens, uint32_t which, float *logits,
+                     ob_error *error) {
+    if (!s) return ob_fail(error, OB_ERROR_ARGUMENT, "the session is a null pointer");
+    ob_status status = check_tokens(s, tokens, num_tokens, which, logits, error);
+    if (status) return status;
+    const size_t vocab = s->model->description.vocab_size;
+    for (uint32_t done = 0; done < num_tokens;) {
+        uint32_t batch = num_tokens - done < s->max_batch ? num_tokens - done : s->max_batch;
+        forward_batch(s, tokens + done, batch);
+        if (which == OB_LOGITS_ALL) head(s, 0, batch, logits + done * vocab);
+        else if (which == OB_LOGITS_LAST && done + batch == num_tokens) head(s, batch - 1, batch, logits);
+        s->position += batch;
+        done += batch;
+    }
+    return OB_OK;
+}
+
+uint32_t ob_session_position(const ob_session *session) { return session->position; }
+
+uint32_t ob_session_max_positions(const ob_session *session) { return session->max_positions; }
+
+ob_status ob_session_truncate(ob_session *session, uint32_t position, ob_error *error) {
+    if (position > session->position)
+        return ob_fail(error, OB_ERROR_ARGUMENT, "cannot truncate to position %u, the session is at %u", position,
+                       session->position);
+    session->position = position;
+    return OB_OK;
+}
+
+void ob_session_set_trace(ob_session *session, ob_trace function, void *user) {
+    session->trace = function;
+    session->trace_user = user;
+}

@@ -1,0 +1,70 @@
+/* A session: one sequence's KV cache and the work memory of a batch. Legend: T tokens of the batch, H hidden_size,
+ * Q num_heads * head_dim, I intermediate_size, W the largest of H, Q and I, rounded up to 16. */
+#ifndef OB_SESSION_H
+#define OB_SESSION_H
+
+#include "ob_model.h"
+
+/* Which inputs the shared buffers hold at present, so that q, k and v quantise their input once. */
+typedef struct ob_prepared {
+    const float *x; /* NULL: nothing */
+    uint32_t cols, tile, group;
+    uint8_t activation, integer; /* integer: int8 codes, else floats */
+    ob_inputs inputs;
+} ob_prepared;
+
+struct ob_session {
+    const ob_model *model;
+    ob_parallel parallel;
+    ob_trace trace;
+    void *trace_user;
+    uint32_t position, max_positions, max_batch;
+    size_t wide;                  /* W */
+    size_t kv_width;              /* floats of a cached key or value of one position and layer */
+    size_t codes_stride, num_sums;/* int8 codes and group sums of one token, for the most demanding tensor */
+    float *keys, *values;         /* [num_layers, max_positions, kv_width] */
+    float *x_TH;                  /* residual stream */
+    float *normed_TW, *q_TW, *attended_TW, *gate_TW, *up_TW, *out_TW;
+    float *code_floats_TW;        /* int8 codes as floats, where float weights ask for quantised inputs */
+    int8_t *codes_T;              /* [T, codes_stride] */
+    float *scales_T, *ones_T;
+    int32_t *sums_T;              /* [T, num_sums] */
+    float *scores;                /* [num_threads, max_positions] */
+    float *cos_T, *sin_T;         /* [T, head_dim / 2] */
+    double *inverse_frequencies;  /* [head_dim / 2] */
+    ob_prepared prepared;
+};
+
+/* ob_inputs.c: x [num_tokens, w->cols] at rows of `wide` floats, as the kernels of w want it. */
+const ob_inputs *ob_prepare_inputs(ob_session *s, const ob_weights *w, float *x, uint32_t num_tokens);
+
+/* Whether the buffers hold the prepared input of w as well. */
+static inline int ob_prepared_serves(const ob_prepared *p, const ob_weights *w) {
+    return p->cols == w->cols && p->tile == w->tile && p->group == w->group && p->activation == w->activation &&
+           p->integer == (w->activation != OB_ACTIVATION_NONE && w->layout >= OB_LAYOUT_INT8);
+}
+
+/* ob_linear.c: one or more layers that read the same x, shared out to the threads by output rows. */
+typedef struct ob_product {
+    const ob_weights *w;
+    float *y;
+    size_t y_stride;
+} ob_product;
+void ob_multiply(ob_session *s, float *x, uint32_t num_tokens, const ob_product *products, uint32_t count);
+
+/* ob_layers.c */
+void ob_run(ob_session *s, ob_task task, void *argument, uint32_t amount);
+void ob_embed(ob_session *s, const uint32_t *tokens, uint32_t num_tokens);
+void ob_rotary_angles(ob_session *s, uint32_t num_tokens);
+void ob_norm_rows(ob_session *s, const float *x, size_t x_stride, const float *weight, const float *bias, uint32_t size,
+                  float *y, size_t y_stride, uint32_t num_tokens);
+void ob_attention_block(ob_session *s, uint32_t layer, uint32_t num_tokens);
+void ob_mlp_block(ob_session *s, uint32_t layer, uint32_t num_tokens);
+
+/* This thread's share of `total` items: [*begin, *end). */
+static inline void ob_share(uint64_t total, uint32_t index, uint32_t count, uint32_t *begin, uint32_t *end) {
+    *begin = (uint32_t)(total * index / count);
+    *end = (uint32_t)(total * (index + 1) / count);
+}
+
+#endif
