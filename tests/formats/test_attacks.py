@@ -1,0 +1,129 @@
+"""Hostile files: the reader says FormatError in one line, quickly, and takes no memory on a file's word."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+import sys
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from onebit.errors import FormatError
+from onebit.formats.onebit_file import read
+
+_SPEC = importlib.util.spec_from_file_location("onebit_attacks", Path(__file__).with_name("attacks.py"))
+assert _SPEC is not None
+assert _SPEC.loader is not None
+attacks: Any = importlib.util.module_from_spec(_SPEC)
+sys.modules["onebit_attacks"] = attacks
+_SPEC.loader.exec_module(attacks)
+
+HONEST: bytes = attacks.honest()
+MADE: dict[str, bytes] = attacks.attacks()
+KEPT = sorted((Path(__file__).parent.parent / "attacks").glob("*.1bit"))
+META = int.from_bytes(HONEST[24:32], "little")
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(FormatError) as caught:
+        read(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert "\n" not in message
+    return message
+
+
+def read_all(path: Path) -> None:
+    """Open and decode everything."""
+    for tensor in read(path).tensors.values():
+        tensor.values()
+
+
+def test_the_honest_file_is_fine(tmp_path: Path) -> None:
+    (tmp_path / "honest.1bit").write_bytes(HONEST)
+    read_all(tmp_path / "honest.1bit")
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_lies_are_refused(name: str, tmp_path: Path) -> None:
+    assert MADE[name] != HONEST
+    path = tmp_path / f"{name}.1bit"
+    path.write_bytes(MADE[name])
+    tracemalloc.start()
+    try:
+        refused(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # The file has a few kilobytes and the checksum's tables a megabyte; a believed size would be gigabytes.
+    assert peak < 8e6
+
+
+@pytest.mark.parametrize("path", KEPT, ids=lambda path: path.stem)
+def test_kept_attacks_are_refused(path: Path) -> None:
+    refused(path)
+    assert path.read_bytes() == MADE[path.stem], "run tests/formats/attacks.py again"
+
+
+def test_no_file_and_a_folder(tmp_path: Path) -> None:
+    assert "no such file" in refused(tmp_path / "absent.1bit")
+    assert "cannot be read" in refused(tmp_path)
+
+
+def test_every_truncation_is_refused(tmp_path: Path) -> None:
+    """At every byte of header and first tables, then at and around every line of 64 bytes."""
+    path = tmp_path / "cut.1bit"
+    lines = {at + near for at in range(0, len(HONEST), 64) for near in (-1, 0, 1)}
+    for size in sorted(size for size in {*range(300), *lines} if 0 <= size < len(HONEST)):
+        path.write_bytes(HONEST[:size])
+        with pytest.raises(FormatError):
+            read(path, verify=False)
+
+
+def test_deeply_nested_json_is_refused(tmp_path: Path) -> None:
+    from onebit.formats.onebit_file import write
+    from onebit.formats.random_model import random_file
+
+    path = tmp_path / "deep.1bit"
+    write(path, random_file(tokenizer_json="x", config={"k": "0" * 400_000}))
+    raw = path.read_bytes()
+    at = raw.index(b'{"k":"0')
+    nested = raw[:at] + b'{"k":' + b"[" * 200_000 + raw[at + 200_005 :]
+    path.write_bytes(attacks.mended(nested))
+    assert "CONFIG" in refused(path)
+
+
+def flips(count: int | None) -> list[int]:
+    bits = range(8 * len(HONEST))
+    return list(bits) if count is None else random.Random(7).sample(bits, count)
+
+
+@pytest.mark.parametrize("count", [800, pytest.param(None, marks=pytest.mark.slow)])
+def test_every_flipped_bit_is_noticed(count: int | None, tmp_path: Path) -> None:
+    path = tmp_path / "flip.1bit"
+    for bit in flips(count):
+        damaged = bytearray(HONEST)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        with pytest.raises(FormatError):
+            read(path)
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.integers(0, META - 1), st.integers(0, 255)), min_size=1, max_size=6))
+def test_random_damage_with_a_good_checksum(tmp_path: Path, changes: list[tuple[int, int]]) -> None:
+    """Whatever the header says, reading and decoding end well or in FormatError."""
+    damaged = bytearray(HONEST)
+    for at, value in changes:
+        damaged[at] = value
+    path = tmp_path / "fuzz.1bit"
+    path.write_bytes(attacks.mended(bytes(damaged)))
+    try:
+        read_all(path)
+    except FormatError:
+        pass
