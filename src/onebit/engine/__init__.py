@@ -1,0 +1,28 @@
+"""Run ``.1bit`` models: the Python face of the C engine. Needs numpy and tokenizers, no torch.
+
+model = onebit.engine.load("model.1bit")
+for piece in model.generate("def fib(n):", max_new_tokens=100):
+    print(piece, end="", flush=True)
+"""
+
+from __future__ import annotations
+
+from onebit.engine._library import library_path
+from onebit.engine.description import Description, TensorInfo
+from onebit.engine.generate import Generation, Stats
+from onebit.engine.model import Model, Session
+from onebit.engine.sampling import Sampler
+
+__all__ = [
+    "Description",
+    "Generation",
+    "Model",
+    "Sampler",
+    "Session",
+    "Stats",
+    "TensorInfo",
+    "library_path",
+    "load",
+]
+
+load = Model

@@ -1,0 +1,197 @@
+"""Text from a model, piece by piece: no half character, no stop string, and figures about the speed.
+
+Everything happens in ``__next__``, one token at a time, so Ctrl-C and leaving the loop work between tokens.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from onebit.engine.sampling import Sampler
+from onebit.errors import EngineError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from onebit.engine.model import Model, Session
+
+__all__ = ["Generation", "Stats", "StopFilter", "TextStream"]
+
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer decodes half a character to
+_LONGEST_CHARACTER = 4  # bytes of UTF-8, so at most as many tokens
+
+
+@dataclass
+class Stats:
+    """Figures of one generation; ``stopped_by`` is "eos", "stop", "length", "context" or None while it runs."""
+
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    stopped_by: str | None = None
+
+    @property
+    def prefill_speed(self) -> float:
+        """Prompt tokens a second."""
+        return self.prompt_tokens / self.prefill_seconds if self.prefill_seconds else 0.0
+
+    @property
+    def decode_speed(self) -> float:
+        """New tokens a second; the first one comes out of the prefill and does not count."""
+        return (self.new_tokens - 1) / self.decode_seconds if self.decode_seconds else 0.0
+
+
+class TextStream:
+    """Tokens to text, holding back bytes that do not make a whole character yet."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._shown = 0  # tokens whose text is out
+        self._before = 0  # decoding starts here: one piece back, since a token's text can depend on the one before
+
+    def push(self, token: int) -> str:
+        """The text that is certain after one more token; empty while a character is incomplete."""
+        self._ids.append(token)
+        text = self._new_text()
+        if text.endswith(_REPLACEMENT) and len(self._ids) - self._shown < _LONGEST_CHARACTER:
+            return ""
+        self._before, self._shown = self._shown, len(self._ids)
+        return text
+
+    def flush(self) -> str:
+        """What is left at the end, bytes that are no character as a replacement character."""
+        return self._new_text() if self._shown < len(self._ids) else ""
+
+    def _new_text(self) -> str:
+        shown = self._tokenizer.decode(self._ids[self._before : self._shown])
+        return self._tokenizer.decode(self._ids[self._before :])[len(shown) :]
+
+
+class StopFilter:
+    """Text that goes out until a stop string appears, which is never shown, nor is a beginning of one."""
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self._stop = [text for text in stop if text]
+        self._held = ""
+        self.found = False
+
+    def push(self, text: str) -> str:
+        """The part of the text so far that cannot belong to a stop string."""
+        self._held += text
+        places = [place for stop in self._stop if (place := self._held.find(stop)) >= 0]
+        if places:
+            self.found = True
+            out, self._held = self._held[: min(places)], ""
+            return out
+        keep = max((self._overlap(stop) for stop in self._stop), default=0)
+        cut = len(self._held) - keep
+        out, self._held = self._held[:cut], self._held[cut:]
+        return out
+
+    def flush(self) -> str:
+        """What was held back, when no stop string came."""
+        out, self._held = self._held, ""
+        return out
+
+    def _overlap(self, stop: str) -> int:
+        """Length of the longest end of the held text that begins the stop string."""
+        for length in range(min(len(stop) - 1, len(self._held)), 0, -1):
+            if stop.startswith(self._held[-length:]):
+                return length
+        return 0
+
+
+class Generation(Iterator[str]):
+    """Pieces of text after a prompt (text or token ids). ``stats`` and ``ids`` (the new tokens) grow as it runs.
+
+    Ends at the model's end token, a ``stop`` string, ``max_new_tokens`` or the end of the context. ``session`` goes on
+    from an earlier one: what its tokens share with the prompt is not computed again.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        prompt: str | Sequence[int],
+        *,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        repetition_window: int = 64,
+        seed: int = 0,
+        stop: str | Sequence[str] = (),
+        session: Session | None = None,
+    ) -> None:
+        if max_new_tokens < 1:
+            raise EngineError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+        self._tokenizer = model.tokenizer
+        self._prompt = self._tokenizer.encode(prompt).ids if isinstance(prompt, str) else list(prompt)
+        if not self._prompt:
+            raise EngineError("the prompt is empty: give at least one token to start from")
+        longest = session.max_positions if session else model.description.max_seq_len
+        if len(self._prompt) > longest:
+            raise EngineError(f"the prompt has {len(self._prompt)} tokens, the context holds {longest}: shorten it")
+        self._session = session or model.session(min(len(self._prompt) + max_new_tokens, longest))
+        self._sampler = Sampler(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+        self._window = repetition_window if repetition_penalty != 1.0 else 0
+        self._max_new_tokens = max_new_tokens
+        self._eos = model.description.eos
+        self._stream = TextStream(self._tokenizer)
+        self._filter = StopFilter([stop] if isinstance(stop, str) else stop)
+        self.ids: list[int] = []
+        self.stats = Stats(prompt_tokens=len(self._prompt))
+
+    def __iter__(self) -> Generation:
+        return self
+
+    def __next__(self) -> str:
+        while self.stats.stopped_by is None:
+            text = self._step()
+            if text:
+                return text
+        raise StopIteration
+
+    def _step(self) -> str:
+        """One token on: the text it frees, often empty."""
+        token = self._next_token()
+        if token is None:
+            return self._finish("context")
+        self.ids.append(token)
+        self.stats.new_tokens += 1
+        if token == self._eos:
+            return self._finish("eos")
+        out = self._filter.push(self._stream.push(token))
+        if self._filter.found:
+            self.stats.stopped_by = "stop"
+        elif self.stats.new_tokens >= self._max_new_tokens:
+            out += self._finish("length")
+        return out
+
+    def _next_token(self) -> int | None:
+        """Run the model and choose; None when the context is full."""
+        begin = time.perf_counter()
+        if not self.ids:
+            logits = self._session.continue_with(self._prompt)
+            self.stats.prefill_seconds = time.perf_counter() - begin
+        elif self._session.position >= self._session.max_positions:
+            return None
+        else:
+            logits = self._session.decode(self.ids[-1])
+        seen = self._session.tokens[-self._window :] if self._window else []
+        token = self._sampler(logits, seen)
+        if self.ids:
+            self.stats.decode_seconds += time.perf_counter() - begin
+        return token
+
+    def _finish(self, reason: str) -> str:
+        """Let out what was held back, unless the very end completes a stop string."""
+        self.stats.stopped_by = reason
+        out = self._filter.push(self._stream.flush())
+        return out if self._filter.found else out + self._filter.flush()

@@ -1,0 +1,280 @@
+"""A ``.1bit`` model ready to run, and sessions on it: the thin Python face of the C engine.
+
+Legend: n tokens, V vocab_size, H hidden_size, L num_layers. Arrays that come back are fresh and belong to the caller.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onebit.engine import _library as c
+from onebit.engine.cores import physical_cores
+from onebit.engine.description import LAYOUTS, Description, TensorInfo
+from onebit.errors import EngineError, nearest_name
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from onebit.engine.generate import Generation
+
+__all__ = ["Model", "Session"]
+
+_ISAS = ("auto", "scalar", "avx2", "avx512")
+_PREFILL_STEP = 256  # tokens per call into C: Ctrl-C is answered between calls
+
+
+def _token_array(ids: Sequence[int] | NDArray[Any]) -> NDArray[np.uint32]:
+    """Token ids as the engine takes them; EngineError when they are not whole numbers from 0 on."""
+    array = np.asarray(ids)
+    if array.ndim != 1 or array.size == 0 or array.dtype.kind not in "iu":
+        raise EngineError(f"token ids must be a non-empty list of whole numbers, got {_shorten(ids)}")
+    if array.min() < 0 or array.max() > 0xFFFFFFFE:
+        raise EngineError(f"token ids must not be negative, got {int(array.min())} to {int(array.max())}")
+    return np.ascontiguousarray(array, np.uint32)
+
+
+def _shorten(value: object) -> str:
+    text = repr(value)
+    return text if len(text) < 60 else text[:57] + "..."
+
+
+class Model:
+    """A model file, mapped and checked. Read-only; many sessions may use it, also from several Python threads.
+
+    ``threads`` None takes the physical cores this process may use. ``verify`` False skips the tensors' checksums (the
+    header's is always checked). ``isa`` forces "scalar", "avx2" or "avx512"; the logits are the same bits in each.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], threads: int | None = None, verify: bool = True, isa: str | None = None
+    ) -> None:
+        self._handle = ctypes.c_void_p()
+        self.path = Path(path)
+        self.threads = physical_cores() if threads is None else threads
+        if not 1 <= self.threads <= 256:
+            raise EngineError(f"threads must be 1 to 256, got {self.threads}")
+        if isa is not None and isa not in _ISAS:
+            raise EngineError(f"isa must be one of {', '.join(_ISAS)}, got {isa!r}{nearest_name(isa, _ISAS)}")
+        number = c.library().ob_isa_from_name((isa or "auto").encode())
+        if not c.library().ob_isa_available(number):
+            raise EngineError(f"this processor or build cannot run isa={isa!r}; leave it out to take the best there is")
+        options = c.CModelOptions(isa=number, skip_tensor_check=0 if verify else 1, num_threads=self.threads)
+        error = c.Error()
+        status = c.library().ob_load(
+            os.fsencode(self.path), ctypes.byref(options), ctypes.byref(self._handle), ctypes.byref(error)
+        )
+        c.check(status, error, "" if status == 5 else str(self.path))
+        described = c.CDescription()
+        c.library().ob_model_describe(self._handle, ctypes.byref(described))
+        self.description = Description.from_c(described)
+
+    def __del__(self) -> None:
+        handle, self._handle = getattr(self, "_handle", None), ctypes.c_void_p()
+        if handle:
+            c.library().ob_unload(handle)
+
+    def __repr__(self) -> str:
+        d = self.description
+        return (
+            f"<onebit.engine.Model {self.path.name}: {d.num_layers} layers of {d.hidden_size}, {self.threads} threads>"
+        )
+
+    def section(self, name: str) -> bytes | None:
+        """The bytes of a section of the file ("CONFIG", "MANIFEST", ...), None when it has none."""
+        size = ctypes.c_uint64()
+        address = c.library().ob_model_section(self._handle, name.encode(), ctypes.byref(size))
+        return None if address is None else ctypes.string_at(address, size.value)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer inside the file. EngineError when it has none."""
+        from tokenizers import Tokenizer
+
+        text = self.section("TOKJSON")
+        if text is None:
+            raise EngineError(f"{self.path} has no tokenizer inside; export it with one, or pass token ids")
+        return Tokenizer.from_str(text.decode("utf-8"))
+
+    @cached_property
+    def chat_template(self) -> str | None:
+        """The Jinja chat template inside the file, if any."""
+        text = self.section("CHATTPL")
+        return None if text is None else text.decode("utf-8")
+
+    def tensors(self) -> list[TensorInfo]:
+        """Every tensor in file order."""
+        return list(self._tensors())
+
+    def _tensors(self) -> Iterator[TensorInfo]:
+        for index in range(c.library().ob_model_num_tensors(self._handle)):
+            info, error = c.CTensorInfo(), c.Error()
+            status = c.library().ob_model_tensor(self._handle, index, ctypes.byref(info), ctypes.byref(error))
+            c.check(status, error)
+            yield TensorInfo(
+                info.name.decode(), info.rows, info.cols, LAYOUTS[info.layout], info.data_bytes, info.scale_bytes
+            )
+
+    def kernels(self) -> list[str]:
+        """What the dispatch chose for each operation, and why, one line each."""
+        lines, index = [], 0
+        while (line := c.library().ob_model_kernel(self._handle, index)) is not None:
+            lines.append(line.decode())
+            index += 1
+        return lines
+
+    def session(self, max_positions: int | None = None, max_batch: int | None = None) -> Session:
+        """A new sequence. ``max_positions`` None is the model's max_seq_len, which is also the most allowed."""
+        return Session(self, max_positions, max_batch)
+
+    def logits(self, ids: Sequence[int] | NDArray[Any]) -> NDArray[np.float32]:
+        """Teacher-forced logits [n, V]: row i is what the model expects after ids[: i + 1]."""
+        tokens = _token_array(ids)
+        return self.session(self._fit(tokens)).forward(tokens, "all")
+
+    def hidden(self, ids: Sequence[int] | NDArray[Any]) -> NDArray[np.float32]:
+        """The residual stream [L + 1, n, H]: after the embedding, then after each layer."""
+        tokens = _token_array(ids)
+        d = self.description
+        out_LNH = np.empty((d.num_layers + 1, tokens.size, d.hidden_size), np.float32)
+
+        def keep(_: object, point: int, position: int, hidden: Any, num_tokens: int, size: int) -> None:
+            rows_NH = np.ctypeslib.as_array(hidden, (num_tokens, size))
+            out_LNH[point, position : position + num_tokens] = rows_NH
+
+        session = self.session(self._fit(tokens))
+        session.trace(c.TRACE(keep))
+        session.forward(tokens, "none")
+        return out_LNH
+
+    def _fit(self, tokens: NDArray[np.uint32]) -> int:
+        """A context just long enough; one that is too long is left to the session to refuse."""
+        return min(int(tokens.size), self.description.max_seq_len)
+
+    def generate(self, prompt: str | Sequence[int], **options: Any) -> Generation:
+        """An iterator over pieces of text that follow the prompt; see ``onebit.engine.generate.Generation``."""
+        from onebit.engine.generate import Generation
+
+        return Generation(self, prompt, **options)
+
+
+class Session:
+    """One sequence with its KV cache. ``tokens`` are the ids it has seen. Not for several threads at once."""
+
+    def __init__(self, model: Model, max_positions: int | None = None, max_batch: int | None = None) -> None:
+        self._handle = ctypes.c_void_p()
+        self._model = model  # keeps the mapped file alive
+        self._trace: Any = None
+        self.tokens: list[int] = []
+        longest = model.description.max_seq_len
+        if max_positions is not None and not 1 <= max_positions <= longest:
+            raise EngineError(f"max_positions must be 1 to the model's {longest}, got {max_positions}")
+        if max_batch is not None and not 1 <= max_batch <= 256:
+            raise EngineError(f"max_batch must be 1 to 256, got {max_batch}")
+        options = c.CSessionOptions(
+            max_positions=max_positions or 0, max_batch=max_batch or 0, num_threads=model.threads
+        )
+        error = c.Error()
+        status = c.library().ob_session_create(
+            model._handle, ctypes.byref(options), ctypes.byref(self._handle), ctypes.byref(error)
+        )
+        c.check(status, error)
+
+    def __del__(self) -> None:
+        handle, self._handle = getattr(self, "_handle", None), ctypes.c_void_p()
+        if handle:
+            c.library().ob_session_free(handle)
+
+    @property
+    def position(self) -> int:
+        """How many tokens the session holds."""
+        return int(c.library().ob_session_position(self._handle))
+
+    @property
+    def max_positions(self) -> int:
+        """How many it can hold."""
+        return int(c.library().ob_session_max_positions(self._handle))
+
+    def forward(self, ids: Sequence[int] | NDArray[Any], logits: str = "last") -> NDArray[np.float32]:
+        """Append tokens. ``logits`` "last" gives [V], "all" [n, V], "none" an empty array.
+
+        When the tokens do not all fit or one is not in the vocabulary, EngineError says so and nothing has changed.
+        """
+        tokens = _token_array(ids)
+        vocab = self._model.description.vocab_size
+        if tokens.size > self.max_positions - self.position:
+            raise EngineError(
+                f"the context is full: {tokens.size} tokens more do not fit after {self.position} of"
+                f" {self.max_positions}; start a new session or a longer one"
+            )
+        if int(tokens.max()) >= vocab:
+            raise EngineError(f"token {int(tokens.max())} is outside the vocabulary of {vocab}")
+        if logits not in ("last", "all", "none"):
+            raise EngineError(f'logits must be "last", "all" or "none", got {logits!r}')
+        rows = tokens.size if logits == "all" else 1 if logits == "last" else 0
+        out_NV = np.empty((rows, vocab), np.float32)
+        for start in range(0, tokens.size, _PREFILL_STEP):
+            part = tokens[start : start + _PREFILL_STEP]
+            is_last = start + part.size == tokens.size
+            if logits == "all":
+                self._forward(part, c.LOGITS_ALL, out_NV[start:])
+            elif logits == "last" and is_last:
+                self._forward(part, c.LOGITS_LAST, out_NV)
+            else:
+                self._forward(part, c.LOGITS_NONE, out_NV)
+        return out_NV[0] if logits == "last" else out_NV
+
+    def _forward(self, tokens: NDArray[np.uint32], which: int, out: NDArray[np.float32]) -> None:
+        error = c.Error()
+        status = c.library().ob_forward(
+            self._handle,
+            tokens.ctypes.data,
+            tokens.size,
+            which,
+            out.ctypes.data if which else None,
+            ctypes.byref(error),
+        )
+        c.check(status, error)
+        self.tokens.extend(tokens.tolist())
+
+    def prefill(self, ids: Sequence[int] | NDArray[Any]) -> NDArray[np.float32]:
+        """Append tokens; logits [V] after the last."""
+        return self.forward(ids, "last")
+
+    def decode(self, token: int) -> NDArray[np.float32]:
+        """Append one token; logits [V] after it."""
+        return self.forward([token], "last")
+
+    def continue_with(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """Make the session hold exactly ``ids``, keeping what it shares with them from the start; logits [V]."""
+        wanted = _token_array(ids).tolist()
+        shared = 0
+        limit = min(len(self.tokens), len(wanted) - 1)  # at least one token must run to give logits
+        while shared < limit and self.tokens[shared] == wanted[shared]:
+            shared += 1
+        self.truncate(shared)
+        return self.prefill(wanted[shared:])
+
+    def truncate(self, position: int) -> None:
+        """Forget the tokens from ``position`` on."""
+        error = c.Error()
+        if not 0 <= position <= self.position:
+            raise EngineError(f"cannot truncate to {position}: the session holds {self.position} tokens")
+        c.check(c.library().ob_session_truncate(self._handle, position, ctypes.byref(error)), error)
+        del self.tokens[position:]
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.truncate(0)
+
+    def trace(self, callback: Any) -> None:
+        """Call a ``_library.TRACE`` function with the residual stream after the embedding and each layer."""
+        self._trace = callback  # ctypes does not keep it alive
+        c.library().ob_session_set_trace(self._handle, callback, None)
