@@ -166,6 +166,13 @@ class OneBitConfig(PretrainedConfig):
     def residual_scale(self) -> float:
         return 1.0 / math.sqrt(2.0) if self.use_residual_scaling else 1.0
 
+    def module_names(self) -> list[str]:
+        """The modules that have a level, as `bit_width_map` names them, in the model's order."""
+        mlp = ("gate_proj", "up_proj", "down_proj") if self.use_swiglu else ("up_proj", "down_proj")
+        parts = [f"attention.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
+        parts += [f"mlp.{name}" for name in mlp]
+        return ["embed_tokens", *(f"layers.{i}.{part}" for i in range(self.num_layers) for part in parts), "lm_head"]
+
     def level(self, module_name: str) -> str | None:
         """The level that `bit_width_map` gives a module, None when no pattern matches its name."""
         for pattern, level in (self.bit_width_map or {}).items():

@@ -91,7 +91,6 @@ class OneBitModel(OneBitPreTrainedModel):
         self.embed_tokens = BitEmbedding(
             config.vocab_size,
             config.hidden_size,
-            config.pad_token_id,
             quantizer=config.weight_quantizer("embed_tokens"),
             ste_scale_factor=config.ste_scale_factor,
         )
@@ -127,6 +126,10 @@ class OneBitModel(OneBitPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise OnebitError("give exactly one of input_ids and inputs_embeds")
         x_BLC = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
         if use_cache and past_key_values is None:

@@ -55,6 +55,6 @@ class MLP(nn.Module):
 
 
 def _relu_squared(x_BLN: Tensor) -> Tensor:
-    # 256 squared is float16's infinity: square in float32, where float16 models live or die.
-    positive = F.relu(x_BLN)
-    return positive.float().square() if positive.dtype == torch.float16 else positive.square()
+    # 256 squared is float16's infinity. BitLinear and RMSNorm take float32 and give back the model's type.
+    positive_BLN = F.relu(x_BLN)
+    return positive_BLN.float().square() if positive_BLN.dtype == torch.float16 else positive_BLN.square()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import fnmatch
 from typing import TYPE_CHECKING, Any, get_args
 
-from onebit.errors import ConfigError
+from onebit.errors import ConfigError, nearest_name
 from onebit.quant import ActivationQuantizer, Granularity, QuantizerName
 from onebit.quant.spec import check_name
 
@@ -111,8 +112,12 @@ def _check_quantisation(config: OneBitConfig) -> None:
     bit_width_map = config.bit_width_map
     _expect(config, "bit_width_map", isinstance(bit_width_map, dict), "an object: module name pattern -> level")
     assert bit_width_map is not None
+    names = config.module_names()
     for pattern, level in bit_width_map.items():
         check_name(f"bit_width_map[{pattern!r}]", level, LEVELS)
+        if not fnmatch.filter(names, pattern):
+            hint = nearest_name(pattern, names)
+            raise ConfigError(f"bit_width_map names {pattern!r}, which matches no module of this model{hint}")
     config.weight_quantizer("layers.0.mlp.up_proj")  # group size and sparsity are checked by the spec
     if config.tie_word_embeddings and config.weight_quantizer("embed_tokens") != config.weight_quantizer("lm_head"):
         raise ConfigError(

@@ -121,9 +121,9 @@ class BitLinear(nn.Linear):
         """[T, I] -> [T, O]. x_codes: the result of `activation_codes(x_TI)` when the caller has it already."""
         if self._is_soft():
             return self._soft_forward(x_TI)
+        dtype = self._compute_dtype(x_TI)
         if self.weight_quantizer is None and self.activation_quantizer == "none":
-            return F.linear(x_TI, self.weight, self.bias)
-        dtype = _compute_dtype(x_TI)
+            return F.linear(x_TI.to(dtype), self.weight, self.bias)
         x_codes_TI, x_scale_T1 = self._input_codes(x_TI, x_codes, dtype)
         w_codes_OI, w_scale = self._weight_codes()
         y_TO = straight_through_linear(
@@ -188,12 +188,9 @@ class BitLinear(nn.Linear):
             q_x_TI = lambda_mix(x_TI, q_x_TI, schedule.lambda_)
         if schedule.uses_arenas:
             q_w_OI = add_arenas_residual(q_w_OI, w_OI, schedule.arenas)
-        return F.linear(q_x_TI, q_w_OI.to(self.weight.dtype), self.bias)
+        return F.linear(q_x_TI.to(self.weight.dtype), q_w_OI.to(self.weight.dtype), self.bias)
 
-
-def _compute_dtype(x: Tensor) -> torch.dtype:
-    """The type of the matrix product: autocast's when it is on, else the input's."""
-    device = x.device.type
-    if torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return x.dtype
+    def _compute_dtype(self, x: Tensor) -> torch.dtype:
+        """The type of the matrix product and of the result: autocast's when it is on, else the weight's."""
+        device = x.device.type
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.weight.dtype

@@ -131,10 +131,11 @@ def _kept_codes(w_UN: Tensor, spec: WeightQuantizer) -> tuple[Tensor, Tensor]:
     """threshold and sparsity: signs of the kept weights, scale = mean |w| over them."""
     _, delta_U1 = ternary_threshold(w_UN, spec)
     magnitude_UN = w_UN.abs()
-    kept_UN = magnitude_UN >= delta_U1 if spec.quantizer == "sparsity" else magnitude_UN > delta_U1
+    is_kept_UN = magnitude_UN >= delta_U1 if spec.quantizer == "sparsity" else magnitude_UN > delta_U1
+    kept_UN = is_kept_UN.float()  # sums and products of booleans are several times slower on a CPU
     count_U1 = kept_UN.sum(-1, keepdim=True).clamp_min(1)
     scale_U1 = magnitude_UN.mul_(kept_UN).sum(-1, keepdim=True) / count_U1
-    return w_UN.sign().mul_(kept_UN), _stored(scale_U1.clamp_min(SCALE_FLOOR), spec)
+    return kept_UN.mul_(w_UN.sign()), _stored(scale_U1.clamp_min(SCALE_FLOOR), spec)
 
 
 def _binary_codes(w_UN: Tensor, spec: WeightQuantizer) -> tuple[Tensor, Tensor]:
@@ -147,7 +148,7 @@ def _binary_codes(w_UN: Tensor, spec: WeightQuantizer) -> tuple[Tensor, Tensor]:
 def _integer_codes(w_UN: Tensor, spec: WeightQuantizer) -> tuple[Tensor, Tensor]:
     """int8 and int4: symmetric, the largest |w| gets the largest code."""
     limit = 127 if spec.quantizer == "int8" else 7
-    scale_U1 = _stored((w_UN.abs().amax(-1, keepdim=True) / limit).clamp_min(SCALE_FLOOR), spec)
+    scale_U1 = _stored(w_UN.abs().amax(-1, keepdim=True).clamp_min(SCALE_FLOOR) / limit, spec)
     return (w_UN / scale_U1).round_().clamp_(-limit, limit), scale_U1
 
 
