@@ -26,8 +26,10 @@ def activation_codes(x_TI: Tensor, kind: ActivationQuantizer) -> tuple[Tensor, T
     if kind == "int8":
         # amax and amin need no temporary; vector_norm(inf) reads x once and is still 20 times slower on a CPU.
         peak_T1 = torch.maximum(x_TI.amax(-1, keepdim=True), -x_TI.amin(-1, keepdim=True)).clamp_min(SCALE_FLOOR)
+        # A tensor of 127s, because torch turns 127.0 / peak into 127.0 * (1 / peak), which rounds twice.
+        limit_T1 = torch.full_like(peak_T1, 127.0)
         # No clamp: |x| <= peak, so the product never rounds beyond 127.
-        return (x_TI * (127.0 / peak_T1)).round_(), peak_T1 / 127.0
+        return (x_TI * (limit_T1 / peak_T1)).round_(), peak_T1 / limit_T1
     scale_T1 = x_TI.abs().mean(-1, keepdim=True).clamp_min(SCALE_FLOOR)
     return (x_TI >= 0).float().mul_(2).sub_(1), scale_T1
 

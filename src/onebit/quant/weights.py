@@ -67,7 +67,7 @@ def weight_codes(w_OI: Tensor, spec: WeightQuantizer) -> tuple[Tensor, Tensor]:
 
     Float codes go straight into a matrix product, where sums of small integers are exact.
     """
-    w_OI = w_OI.detach().float()
+    w_OI = w_OI.detach().float().contiguous()  # one memory order, one order of sums
     if spec.is_float16:
         return w_OI.half().float(), w_OI.new_ones(())
     return per_unit(w_OI, spec, _UNIT_CODES[spec.quantizer])
