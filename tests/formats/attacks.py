@@ -1,7 +1,7 @@
 """Hostile .1bit files: a tiny honest one with single lies in it, its checksums mended so that the lie itself is met.
 
-``python tests/formats/attacks.py`` writes the ones that are kept in tests/attacks, which every reader must refuse, in any
-language.
+``python tests/formats/attacks.py`` writes the ones that are kept in tests/attacks, which every reader must refuse, in
+any language.
 """
 
 from __future__ import annotations
