@@ -31,6 +31,7 @@ class CommandLine(NamedTuple):
 
 COMMANDS: dict[str, CommandLine] = {
     "chat": CommandLine("Start", "Talk to a model; without one, to the small one inside onebit."),
+    "demo": CommandLine("Start", "Train, export and run a small ternary model in a few minutes."),
     "doctor": CommandLine("Start", "What this machine offers: processor, engine, torch, GPU, disk."),
     "data": CommandLine("Train", "Turn text into token blocks, or fetch a known corpus."),
     "tokenizer": CommandLine("Train", "Train a byte-level BPE tokenizer on your text."),
