@@ -195,8 +195,14 @@ def attacks() -> dict[str, bytes]:
 
 KEPT = (
     *("truncated", "trailing_bytes", "header_checksum", "version_2", "meta_bytes_huge", "num_tensors_huge"),
-    *("section_overlap", "section_offset_wraps", "section_unknown_required", "model_layers_huge", "model_norm_eps_nan"),
-    *("tensor_name_twice", "tensor_layout_255", "tensor_rows_4294967295", "tensor_data_offset_wraps", "data_changed"),
+    *(
+        "section_past_end",
+        "section_offset_wraps",
+        "section_unknown_required",
+        "model_layers_huge",
+        "model_norm_eps_nan",
+    ),
+    *("model_needs_qk_norm", "tensor_layout_255", "tensor_rows_4294967295", "tensor_data_offset_wraps", "data_changed"),
 )
 
 
