@@ -69,6 +69,7 @@ def chat(
 
     path = resolve_model(model_dir or model)
     loaded = Model(path, threads=threads, isa=isa)
+    session = loaded.session()  # keeps what the next prompt shares with the last one
     draws = secrets.randbits(32) if seed is None else seed
 
     def answer(ids: list[int], turn: int) -> Iterator[str]:
@@ -82,6 +83,7 @@ def chat(
             repetition_penalty=repetition_penalty,
             seed=draws + turn,
             stop=stop or [],
+            session=session,
         )
 
     conversation = _conversation(loaded, system, max_new_tokens)
@@ -93,11 +95,8 @@ def chat(
 
 def _conversation(loaded: Model, system: str | None, reserve: int) -> Conversation:
     from onebit.cli.conversation import Conversation
-    from onebit.errors import FormatError
 
     tokenizer: Any = loaded.tokenizer
-    if tokenizer is None:
-        raise FormatError("the file holds no tokenizer, so it cannot be talked to; export it again with one")
     description = loaded.description
     tokens = {"bos_token": description.bos, "eos_token": description.eos, "pad_token": description.pad}
     specials = {name: tokenizer.id_to_token(token) or "" for name, token in tokens.items() if token is not None}

@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +83,28 @@ def _processor_features() -> list[str]:
 
 def _engine() -> Facts:
     try:
-        from onebit.engine import library_path, processor_kernels
+        from onebit.engine import library_path
 
-        return {"library": str(library_path()), "kernels": processor_kernels()}
+        path = library_path()
     except (ImportError, OnebitError, OSError) as problem:
-        return {"library": None, "problem": str(problem)}
+        return {"library": None, "problem": str(problem), "what to do": "build it with make, or install the wheel"}
+    return {"library": str(path), **_kernels()}
+
+
+def _kernels() -> Facts:
+    """What the dispatch chooses on this processor, asked of a random model in a temporary file."""
+    from onebit.engine import Model
+    from onebit.formats.onebit_file import write
+    from onebit.formats.random_model import random_file
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "probe.1bit"
+        write(path, random_file())
+        try:
+            model = Model(path)
+        except (OnebitError, OSError) as problem:
+            return {"problem": str(problem)}
+        return {"threads": model.threads, "kernels": model.kernels()}
 
 
 def _torch() -> Facts:

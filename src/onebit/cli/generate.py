@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,7 +23,7 @@ from onebit.cli.sampling import (
 )
 
 if TYPE_CHECKING:
-    from onebit.engine import Model
+    from onebit.engine import Model, Stats
 
 __all__ = ["generate"]
 
@@ -80,21 +77,20 @@ def generate(
         "repetition_penalty": repetition_penalty,
         "seed": seed,
     }
-    pieces = loaded.generate(text, stop=stop or [], **sampling)
-    if not json:
-        _write(text)
-    continuation, speed = _run(loaded, text, pieces, quiet=json)
+    pieces = loaded.generate(_start(loaded, text), stop=stop or [], **sampling)
     if json:
-        from json import dumps
-
-        record = {"model": str(path), "prompt": text, "text": continuation, "sampling": sampling, **vars(speed)}
-        typer.echo(dumps(record, indent=2, ensure_ascii=False))
-    else:
-        _write("\n")
+        _print_json(path, text, "".join(pieces), sampling, pieces.stats)
+        return
+    _write(text)
+    for piece in pieces:
+        _write(piece)
+    _write("\n")
     if stats:
+        figures = pieces.stats
         typer.echo(
-            f"{speed.prompt_tokens} prompt tokens, first piece after {speed.first_s:.2f} s; "
-            f"{speed.new_tokens} new ones at {speed.tokens_per_s:.1f} tokens/s; seed {seed}",
+            f"{figures.prompt_tokens} prompt tokens in {figures.prefill_seconds:.2f} s, "
+            f"{figures.new_tokens} new ones at {figures.decode_speed:.1f} tokens/s, "
+            f"ended by {figures.stopped_by}, seed {seed}",
             err=True,
         )
 
@@ -108,36 +104,23 @@ def _model_and_prompt(model: str | None, prompt: str | None, model_dir: Path | N
     return model, prompt
 
 
-@dataclass(frozen=True)
-class _Speed:
-    prompt_tokens: int
-    new_tokens: int
-    first_s: float
-    seconds: float
-    tokens_per_s: float
+def _start(model: Model, text: str) -> list[int]:
+    """Token ids to continue: the model's BOS, when it has one, and the text. Nothing at all starts from a new line."""
+    tokenizer: Any = model.tokenizer
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    bos = model.description.bos
+    if bos is not None and ids[:1] != [bos]:
+        ids = [bos, *ids]
+    return list(ids or tokenizer.encode("\n", add_special_tokens=False).ids)
 
 
-def _run(loaded: Model, prompt: str, pieces: Iterable[str], *, quiet: bool) -> tuple[str, _Speed]:
-    """Stream the pieces to stdout (unless quiet) and time them."""
-    started = time.perf_counter()
-    first: float | None = None
-    parts: list[str] = []
-    for piece in pieces:
-        first = first or time.perf_counter()
-        parts.append(piece)
-        if not quiet:
-            _write(piece)
-    ended = time.perf_counter()
-    text = "".join(parts)
-    tokens = _count(loaded, prompt), _count(loaded, text)
-    decoding = ended - (first or started)
-    rate = (tokens[1] - 1) / decoding if tokens[1] > 1 and decoding > 0 else 0.0
-    return text, _Speed(*tokens, (first or ended) - started, ended - started, round(rate, 2))
+def _print_json(path: Path, prompt: str, text: str, sampling: dict[str, Any], stats: Stats) -> None:
+    from dataclasses import asdict
+    from json import dumps
 
-
-def _count(loaded: Model, text: str) -> int:
-    tokenizer: Any = loaded.tokenizer
-    return len(tokenizer.encode(text, add_special_tokens=False).ids) if tokenizer is not None else 0
+    figures = {**asdict(stats), "prefill_speed": stats.prefill_speed, "decode_speed": stats.decode_speed}
+    record = {"model": str(path), "prompt": prompt, "text": text, "sampling": sampling, "stats": figures}
+    typer.echo(dumps(record, indent=2, ensure_ascii=False))
 
 
 def _write(text: str) -> None:

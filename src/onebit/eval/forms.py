@@ -78,7 +78,7 @@ class EngineForm:
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        return self.model.tokenizer
+        return self.model.tokenizer if self._file.tokenizer_json is not None else None
 
     def logits(self, ids_T: Ids) -> Floats:
         return self.model.logits(ids_T)

@@ -35,7 +35,7 @@ from onebit.eval.forms import EngineForm, Floats, Form, Ids, TorchForm, open_for
 if TYPE_CHECKING:
     from onebit.models import OneBitForCausalLM
 
-__all__ = ["Outputs", "VerifyReport", "compare", "verify"]
+__all__ = ["Outputs", "VerifyReport", "compare", "layers_alone", "verify"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,11 @@ def verify(
             raise OnebitError(
                 f"{form_a.name} has {outputs_a.shape}, {form_b.name} {outputs_b.shape}: not two forms of one model"
             )
-        alone = _layers_alone(form_a, outputs_a, form_b, outputs_b, ids_T)
+        alone = None
+        if isinstance(form_a, TorchForm):
+            alone = layers_alone(form_a, outputs_b, ids_T)
+        elif isinstance(form_b, TorchForm):
+            alone = layers_alone(form_b, outputs_a, ids_T)
     if form_a.activations - {"none"} != form_b.activations - {"none"}:
         notes.append(f"activations differ: {sorted(form_a.activations)} and {sorted(form_b.activations)}")
     bound = bound or tolerance_for(form_a.activations | form_b.activations)
@@ -216,14 +220,8 @@ def _reasons(
     return reasons
 
 
-def _layers_alone(a: Form, outputs_a: Outputs, b: Form, outputs_b: Outputs, ids_T: Ids) -> list[Spread] | None:
-    """Each layer's own difference on the other form's stream; None when neither form is torch's."""
-    if isinstance(a, TorchForm):
-        form, other = a, outputs_b
-    elif isinstance(b, TorchForm):
-        form, other = b, outputs_a
-    else:
-        return None
+def layers_alone(form: TorchForm, other: Outputs, ids_T: Ids) -> list[Spread]:
+    """What each layer, and at last the head, makes of the other form's stream, held against what the other made."""
     streams_LTD, logits_TV = form.stepwise(ids_T, other.hidden)
     own = [spread(x, y) for x, y in zip(streams_LTD, other.hidden, strict=True)]
     return [*own, spread(logits_TV, other.logits)]
