@@ -1,5 +1,5 @@
-/* A small pool: workers wait for a numbered job, the caller works on it too. A decode step hands out a job every few
- * tens of microseconds, so workers look for the next one for a moment before they sleep. */
+/* A small pool. A decode step hands out a job every few tens of microseconds, so workers look for the next one for a
+ * moment before they sleep. */
 #if !defined(_WIN32) && !defined(_POSIX_C_SOURCE)
 #define _POSIX_C_SOURCE 200809L
 #endif
@@ -49,16 +49,18 @@ enum { SPINS = 4000 /* about 40 microseconds: longer than the gap between two jo
 
 typedef struct worker {
     ob_pool *pool;
-    uint32_t index;
     thread handle;
 } worker;
 
+/* A job is num_threads items; whoever comes first takes the next one. So on a busy machine the caller does the work of a
+ * worker that has not been given a processor, instead of waiting for it. */
 struct ob_pool {
     uint32_t num_threads, num_started; /* workers started: num_threads - 1 once created */
-    atomic_uint job;                   /* number of the present job */
-    atomic_uint remaining;             /* workers still busy with it */
+    atomic_ullong state;               /* number of the present job << 32 | items taken */
+    atomic_uint remaining;             /* items not finished yet */
+    atomic_uint sleepers;
     atomic_int stop;
-    ob_task task;
+    ob_task task; /* of the present job: read only by the owner of one of its items */
     void *argument;
     mutex mutex;
     condition has_job;
@@ -73,34 +75,41 @@ static void pause_a_moment(void) {
 #endif
 }
 
-/* Waits until the job number is no longer `seen`; returns the new one. */
-static unsigned next_job(ob_pool *pool, unsigned seen) {
+static int has_items(ob_pool *pool) { return (uint32_t)atomic_load(&pool->state) < pool->num_threads; }
+
+/* Takes and runs one item of the present job; 0 when there is none. */
+static int run_item(ob_pool *pool) {
+    unsigned long long state = atomic_load(&pool->state);
+    do
+        if ((uint32_t)state >= pool->num_threads) return 0;
+    while (!atomic_compare_exchange_weak(&pool->state, &state, state + 1));
+    pool->task(pool->argument, (uint32_t)state, pool->num_threads);
+    atomic_fetch_sub_explicit(&pool->remaining, 1, memory_order_release);
+    return 1;
+}
+
+static void sleep_until_job(ob_pool *pool) {
     for (int i = 0; i < SPINS; i++) {
-        unsigned job = atomic_load_explicit(&pool->job, memory_order_acquire);
-        if (job != seen) return job;
+        if (has_items(pool) || atomic_load(&pool->stop)) return;
         pause_a_moment();
     }
     lock(&pool->mutex);
-    unsigned job;
-    while ((job = atomic_load_explicit(&pool->job, memory_order_acquire)) == seen) wait_for(&pool->has_job, &pool->mutex);
+    atomic_fetch_add(&pool->sleepers, 1);
+    while (!has_items(pool) && !atomic_load(&pool->stop)) wait_for(&pool->has_job, &pool->mutex);
+    atomic_fetch_sub(&pool->sleepers, 1);
     unlock(&pool->mutex);
-    return job;
 }
 
 static THREAD_RESULT work(void *argument) {
-    worker *w = argument;
-    ob_pool *pool = w->pool;
-    for (unsigned job = 0;;) {
-        job = next_job(pool, job);
-        if (atomic_load(&pool->stop)) return 0;
-        pool->task(pool->argument, w->index, pool->num_threads);
-        atomic_fetch_sub_explicit(&pool->remaining, 1, memory_order_release);
-    }
+    ob_pool *pool = ((worker *)argument)->pool;
+    while (!atomic_load(&pool->stop))
+        if (!run_item(pool)) sleep_until_job(pool);
+    return 0;
 }
 
-static void announce(ob_pool *pool) {
+static void wake_sleepers(ob_pool *pool) {
+    if (!atomic_load(&pool->sleepers)) return; /* a worker counts itself before it looks for items a last time */
     lock(&pool->mutex);
-    atomic_fetch_add_explicit(&pool->job, 1, memory_order_release);
     wake_all(&pool->has_job);
     unlock(&pool->mutex);
 }
@@ -109,9 +118,11 @@ void ob_pool_run(void *context, ob_task task, void *argument) {
     ob_pool *pool = context;
     pool->task = task;
     pool->argument = argument;
-    atomic_store_explicit(&pool->remaining, pool->num_threads - 1, memory_order_relaxed);
-    announce(pool);
-    task(argument, 0, pool->num_threads);
+    atomic_store(&pool->remaining, pool->num_threads);
+    atomic_store(&pool->state, ((atomic_load(&pool->state) >> 32) + 1) << 32);
+    wake_sleepers(pool);
+    while (run_item(pool)) {
+    }
     for (int i = 0; atomic_load_explicit(&pool->remaining, memory_order_acquire); i++) {
         if (i < SPINS) pause_a_moment();
         else yield_thread();
@@ -122,12 +133,12 @@ ob_pool *ob_pool_create(uint32_t num_threads) {
     ob_pool *pool = calloc(1, sizeof *pool + num_threads * sizeof(worker));
     if (!pool) return NULL;
     pool->num_threads = num_threads;
+    atomic_store(&pool->state, num_threads); /* no items left */
     mutex_init(&pool->mutex);
     condition_init(&pool->has_job);
     for (uint32_t i = 1; i < num_threads; i++) {
         worker *w = &pool->workers[i];
         w->pool = pool;
-        w->index = i;
         if (start(&w->handle, work, w)) {
             ob_pool_free(pool);
             return NULL;
@@ -140,7 +151,9 @@ ob_pool *ob_pool_create(uint32_t num_threads) {
 void ob_pool_free(ob_pool *pool) {
     if (!pool) return;
     atomic_store(&pool->stop, 1);
-    announce(pool);
+    lock(&pool->mutex);
+    wake_all(&pool->has_job);
+    unlock(&pool->mutex);
     for (uint32_t i = 1; i <= pool->num_started; i++) join(pool->workers[i].handle);
     condition_free(&pool->has_job);
     mutex_free(&pool->mutex);

@@ -1,4 +1,4 @@
-"""The forward pass of a ``.1bit`` model in numpy float64, written from the format and the contract, not from the engine.
+"""The forward pass of a ``.1bit`` model in numpy float64, written from the format, not from the engine.
 
 Loaded by path from the tests beside it. Legend: n tokens, H hidden, Q heads * head_dim.
 """

@@ -16,7 +16,7 @@ from onebit.errors import EngineError, FormatError
 from onebit.formats.crc32c import crc32c
 
 ATTACKS = Path(__file__).resolve().parents[1] / "attacks"
-# The engine reads by kind, never by name, and reads overlapping bytes as safely as others; the Python reader is stricter.
+# The engine reads by kind, not name, and overlapping bytes are as safe as others; the Python reader is stricter.
 HARMLESS = {"section_overlap", "tensor_name_twice"}
 
 

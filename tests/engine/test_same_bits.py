@@ -79,7 +79,7 @@ def test_sessions_do_not_disturb_each_other(make_file: Callable[..., Any]) -> No
 def test_truncate_and_continue(make_file: Callable[..., Any]) -> None:
     session = (model := Model(make_file()[0])).session()
     session.prefill(IDS)
-    other = IDS[:9] + [8, 8, 8]
+    other = [*IDS[:9], 8, 8, 8]
     assert session.continue_with(other).tobytes() == model.logits(other)[-1].tobytes()
     assert session.position == len(session.tokens) == len(other)
     session.reset()
