@@ -65,7 +65,7 @@ def test_any_text_gives_the_same_tokens(pair: Pair, family: str) -> None:
     check()
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama3", "qwen2", "gemma"])
+@pytest.mark.parametrize("family", ["llama3", "qwen2"])
 def test_every_code_point_gives_the_same_tokens(pair: Pair, family: str) -> None:
     """Each of the 1.1 million between a letter, a digit and a space, so that its class decides the split."""
     expected, ours = pair(family)

@@ -1,0 +1,45 @@
+#!/bin/sh
+# Fuzz the .1bit reader and the tokenizer under AddressSanitizer and UBSan, half of the time each.
+#
+#   engine/tests/fuzz/run.sh SECONDS [FOLDER]     FOLDER keeps the binaries, the corpus and what is found
+#
+# With clang: libFuzzer, guided by coverage. Without, or with NO_LIBFUZZER=1: the same targets under standalone.c and cc.
+set -eu
+seconds=${1:?usage: run.sh SECONDS [FOLDER]}
+here=$(cd "$(dirname "$0")" && pwd)
+engine=$(cd "$here/../.." && pwd)
+folder=${2:-$engine/../build/fuzz}
+mkdir -p "$folder"
+cd "$folder"
+
+sanitize=-fsanitize=address,undefined
+compiler=${CC:-cc}
+libfuzzer=
+echo 'int LLVMFuzzerTestOneInput(const unsigned char *d, unsigned long n) { return d && n ? 0 : 0; }' > probe.c
+if [ -z "${NO_LIBFUZZER:-}" ] && ${CLANG:-clang} -fsanitize=fuzzer,address,undefined probe.c -o probe 2>/dev/null; then
+    compiler=${CLANG:-clang}
+    libfuzzer=yes
+    sanitize=-fsanitize=fuzzer-no-link,address,undefined
+fi
+flags="-std=c11 -O1 -g -ffp-contract=off -fno-omit-frame-pointer $sanitize -fno-sanitize-recover=all
+       -I$engine/include -I$engine/src -I$engine/src/kernels"
+
+objects=objects_${libfuzzer:-no}
+rm -rf "$objects"
+mkdir "$objects"
+# shellcheck disable=SC2086
+(cd "$objects" && ls "$engine"/src/*.c "$engine"/src/kernels/*.c "$here"/*.c | xargs -n 6 -P 2 $compiler $flags -c)
+PYTHONPATH="$engine/../src${PYTHONPATH:+:$PYTHONPATH}" "${PYTHON:-python3}" "$here/make_seeds.py" "$folder/seeds"
+
+for target in model tokenizer; do
+    parts="$objects/fuzz_$target.o $(ls "$objects"/*.o | grep -v -e /fuzz_ -e /standalone)"
+    if [ -n "$libfuzzer" ]; then
+        $compiler -fsanitize=fuzzer,address,undefined $parts -lpthread -o "fuzz_$target"
+        mkdir -p "corpus_$target"
+        "./fuzz_$target" -max_total_time=$((seconds / 2)) -max_len=65536 -timeout=20 -rss_limit_mb=2048 \
+            -print_final_stats=1 "corpus_$target" "seeds/$target"
+    else
+        $compiler $sanitize $parts "$objects/standalone.o" -lpthread -o "fuzz_${target}_standalone"
+        "./fuzz_${target}_standalone" $((seconds / 2)) "${SEED:-1}" "seeds/$target"/*
+    fi
+done
