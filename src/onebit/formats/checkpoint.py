@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,18 @@ __all__ = ["from_checkpoint", "load_model"]
 
 
 def from_checkpoint(
-    folder: Path, *, pack_mode: str | None = None, layout: str = "run", embedding_level: str | None = None
+    folder: Path,
+    *,
+    pack_mode: str | None = None,
+    layout: str = "run",
+    embedding_level: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> OneBitFile:
-    """Load a checkpoint folder (config.json, model.safetensors, tokenizer.json, ...) and export it."""
+    """Load a checkpoint folder (config.json, model.safetensors, tokenizer.json, ...) and export it as ``from_model``
+    does.
+
+    Weights that are missing or left over are an error: transformers would fill them with random numbers.
+    """
     check_choices(pack_mode, layout, embedding_level)
     return from_model(
         load_model(folder).eval(),
@@ -26,6 +37,7 @@ def from_checkpoint(
         embedding_level=embedding_level,
         chat_template=_template_of(folder),
         manifest=_read_json(folder / "training_manifest.json"),
+        progress=progress,
     )
 
 
@@ -37,13 +49,30 @@ def load_model(folder: Path) -> Any:
         from onebit.models import OneBitForCausalLM
     except ImportError as error:
         raise MissingExtraError("train", "running a checkpoint") from error
-    loaded: Any = OneBitForCausalLM.from_pretrained(folder, output_loading_info=True)
+    with _quiet_unless_large(folder):
+        loaded: Any = OneBitForCausalLM.from_pretrained(folder, output_loading_info=True)
     model, loading = loaded
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if loading.get(what):
             names = ", ".join(str(name) for name in sorted(loading[what], key=str)[:3])
             raise DataError(f"{folder}: {len(loading[what])} {what.replace('_', ' ')} in the weights ({names}, ...)")
     return model
+
+
+@contextlib.contextmanager
+def _quiet_unless_large(folder: Path) -> Iterator[None]:
+    """No progress bar from transformers for weights that load in a moment; its setting is put back."""
+    from transformers.utils import logging
+
+    small = sum(path.stat().st_size for path in folder.glob("*.safetensors")) < _LARGE
+    shown = logging.is_progress_bar_enabled()
+    if small and shown:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if small and shown:
+            logging.enable_progress_bar()
 
 
 def _read_text(path: Path) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,7 @@ def from_model(
     embedding_level: str | None = None,
     chat_template: str | None = None,
     manifest: dict[str, Any] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> OneBitFile:
     """Everything of a model as a OneBitFile.
 
@@ -65,12 +67,15 @@ def from_model(
     description = describe(config)
     modules = dict(model.named_modules())
     _refuse_unknown_parameters(model, description)
+    plans = list(description.plan())
+    _check_pack_mode(pack_mode, plans, modules)
     tensors = {}
-    for plan in description.plan():
+    for index, plan in enumerate(plans):
         tensor = _tensor(plan, modules, choices)
         if tensor is not None:
             tensors[plan.name] = tensor
-    _check_pack_mode(pack_mode, tensors)
+        if progress is not None:
+            progress(index + 1, len(plans))
     tokenizer_json = json_of(tokenizer)
     template = chat_template or getattr(tokenizer, "chat_template", None)
     return OneBitFile(
@@ -145,9 +150,12 @@ def _refuse_unknown_parameters(model: Any, description: ModelDescription) -> Non
         )
 
 
-def _check_pack_mode(pack_mode: str | None, tensors: dict[str, StoredTensor]) -> None:
+def _check_pack_mode(pack_mode: str | None, plans: list[TensorPlan], modules: dict[str, Any]) -> None:
     """A pack mode that names what the model does not have is a mistake, not a wish to convert."""
-    levels = Counter(tensor.level for tensor in tensors.values() if tensor.kind not in _TABLES)
+    specs = [
+        getattr(modules.get(plan.name.rpartition(".")[0]), "weight_quantizer", None) for plan in plans if plan.required
+    ]
+    levels = Counter("ternary" if spec.is_ternary else spec.quantizer for spec in specs if spec is not None)
     if pack_mode == "binary" and levels["ternary"]:
         raise ConfigError(
             f"pack_mode is binary, but {levels['ternary']} matrices of the model are ternary (config field quantizer"
