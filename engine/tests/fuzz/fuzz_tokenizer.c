@@ -35,6 +35,7 @@ static void encode(const ob_tokenizer *t, const uint8_t *text, size_t bytes) {
             sum ^= (uint8_t)ob_tokenizer_is_special(t, tokens[i]);
         }
         sum ^= (uint8_t)ob_tokenizer_find(t, copy, bytes < 255 ? bytes : 255);
+        (void)sum;
         if (bytes - ob_utf8_complete(copy, bytes) > 3) abort();
         size_t fewer = count / 2, again = 0; /* a short buffer is an error that says how much is needed */
         if (count && ob_tokenizer_encode(t, copy, bytes, OB_ENCODE_SPECIAL, tokens, fewer, &again, arena, arena_bytes, NULL)
