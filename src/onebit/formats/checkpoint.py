@@ -14,6 +14,8 @@ from onebit.formats.onebit_file import OneBitFile
 
 __all__ = ["from_checkpoint", "load_model"]
 
+_LARGE = 500_000_000  # bytes of weights: about two seconds from disk
+
 
 def from_checkpoint(
     folder: Path,
