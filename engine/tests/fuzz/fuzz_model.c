@@ -68,7 +68,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     ob_tensor_info info;
     size_t bytes;
     uint64_t choice = size ? data[size - 1] : 0;
-    ob_model_options options = {choice & 1 ? OB_ISA_SCALAR : OB_ISA_AUTO, choice % 8 != 7, 0, 0};
+    static const uint32_t isas[] = {OB_ISA_AUTO, OB_ISA_SCALAR, OB_ISA_AVX2};
+    ob_model_options options = {isas[choice % 3], choice % 8 != 7, 0, 0};
+    if (!ob_isa_available(options.isa)) options.isa = OB_ISA_AUTO;
     uint8_t *image = allocate(size);
     if (!image) return 0;
     if (size) memcpy(image, data, size);
