@@ -241,6 +241,33 @@ def test_checkpoint_with_missing_weights_is_refused(tmp_path: Path) -> None:
         from_checkpoint(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "what"),
+    [
+        ("model.safetensors", None, "cannot be loaded"),
+        ("model.safetensors", b"\x10\0\0\0\0\0\0\0{}", "cannot be loaded"),
+        ("config.json", b"{", "cannot be loaded"),
+        ("tokenizer.json", b"\xff", "not UTF-8"),
+        ("tokenizer.json", b"{}", "tokenizer cannot be loaded"),
+        ("training_manifest.json", b"{", "not valid JSON"),
+        ("training_manifest.json", b"[]", "expected an object"),
+    ],
+)
+def test_damaged_folders_are_one_line(
+    name: str, content: bytes | None, what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    checkpoint(folder)
+    if content is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_bytes(content)
+    assert command("export", "--model-dir", folder, "--output", tmp_path / "m.1bit", "--no-verify") == 2
+    assert what in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
 def command(*arguments: str | Path) -> int:
     from onebit.cli.main import execute
 
@@ -284,6 +311,23 @@ def test_command_refuses_in_one_line_and_leaves_nothing(tmp_path: Path, capsys: 
         assert len(errors) == 1
         assert what in errors[0]
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_export_is_verified_through_the_engine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from onebit.errors import EngineError
+
+    try:
+        from onebit.engine._library import library
+
+        library()
+    except (ImportError, EngineError):
+        pytest.skip("the engine is not built")
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    checkpoint(folder, **BITNET, granularity="per_group", group_size=64)
+    for layout in ("run", "exchange"):
+        assert command("export", "--model-dir", folder, "--output", tmp_path / "m.1bit", "--layout", layout) == 0
+        assert "verified on" in capsys.readouterr().out
 
 
 def test_a_file_that_computes_something_else_gets_no_name(

@@ -51,8 +51,13 @@ def load_model(folder: Path) -> Any:
         from onebit.models import OneBitForCausalLM
     except ImportError as error:
         raise MissingExtraError("train", "running a checkpoint") from error
-    with _quiet_unless_large(folder):
-        loaded: Any = OneBitForCausalLM.from_pretrained(folder, output_loading_info=True)
+    from safetensors import SafetensorError
+
+    try:
+        with _quiet_unless_large(folder):
+            loaded: Any = OneBitForCausalLM.from_pretrained(folder, output_loading_info=True)
+    except (OSError, RuntimeError, SafetensorError) as error:  # missing, damaged, or of other shapes than the config
+        raise DataError(f"{folder}: the checkpoint cannot be loaded: {' '.join(str(error).split())}") from error
     model, loading = loaded
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if loading.get(what):
@@ -78,15 +83,20 @@ def _quiet_unless_large(folder: Path) -> Iterator[None]:
 
 
 def _read_text(path: Path) -> str | None:
-    return path.read_text("utf-8") if path.is_file() else None
+    try:
+        return path.read_text("utf-8") if path.is_file() else None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8: {error}") from None
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     text = _read_text(path)
     try:
-        value: dict[str, Any] | None = None if text is None else json.loads(text)
+        value = None if text is None else json.loads(text)
     except ValueError as error:
         raise DataError(f"{path} is not valid JSON: {error}") from None
+    if value is not None and not isinstance(value, dict):
+        raise DataError(f"{path} holds JSON of type {type(value).__name__}, expected an object")
     return value
 
 
