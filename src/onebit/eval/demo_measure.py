@@ -96,7 +96,7 @@ def torch_speed(folder: Path, ids: Sequence[int], new_tokens: int = 32) -> float
 
     from onebit.models import OneBitForCausalLM
 
-    model = OneBitForCausalLM.from_pretrained(folder).eval()
+    model = OneBitForCausalLM.from_pretrained(folder).eval()  # type: ignore[no-untyped-call]
     ids_BT = torch.tensor([list(ids)])
     best = 0.0
     with torch.inference_mode():

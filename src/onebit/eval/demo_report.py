@@ -145,7 +145,8 @@ def _size_caption(result: DemoResult) -> str:
     parts = ", ".join(f"{escape(part.label)} {part.value:.2f} MB" for part in result.file_mb)
     return (
         f"In the file: {parts}. One file is the whole model, tokenizer included. In a model this small the embedding "
-        "weighs much; the larger the model, the closer it comes to what the ternary weights alone save."
+        "weighs much, though it is stored as int8; the larger the model, the closer it comes to what the ternary "
+        "weights alone save."
     )
 
 
@@ -155,7 +156,10 @@ def _speed(result: DemoResult) -> str:
 
 
 def _speed_caption(result: DemoResult) -> str:
-    return f"One sequence at a time. {escape(result.kernels)} Other programs on this machine slow these figures down."
+    return (
+        f"One sequence at a time. {escape(result.kernels)} PyTorch runs the training code here, which quantises "
+        "anew at every step and is not built for writing. Other programs on the machine slow all of these down."
+    )
 
 
 def _sample(result: DemoResult) -> str:
