@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from onebit.data import train_tokenizer
-from onebit.train import TrainSettings
+from onebit.train import TrainSettings, recipe
 
 TEXT = "".join(f"def f{i}(x, y):\n    return x * {i % 7} + y\n\n" for i in range(400))
 SHAPE: dict[str, Any] = {
@@ -55,3 +55,10 @@ def settings(corpus: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFact
         return TrainSettings(**{**values, **changes})
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than the runs of these tests; a test with `picture` in its name draws."""
+    if "picture" not in request.node.name:
+        monkeypatch.setattr(recipe, "draw_loss_curve", lambda folder: [])

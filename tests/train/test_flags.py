@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from onebit.errors import ConfigError, DataError, MissingExtraError
 from onebit.models import OneBitConfig, OneBitForCausalLM
-from onebit.train import TrainSettings, recipe, train
+from onebit.train import TrainSettings, arguments, recipe, train
 from onebit.train.metrics_log import read_metrics
 
 MakeSettings = Callable[..., TrainSettings]
@@ -30,7 +30,7 @@ def logged(run: TrainSettings, key: str) -> list[float]:
     return [entry[key] for entry in read_metrics(run.output_dir) if key in entry]
 
 
-def test_the_folder_is_a_model_that_transformers_opens(settings: MakeSettings, corpus: Path) -> None:
+def test_the_folder_is_a_model_that_transformers_opens_and_a_picture(settings: MakeSettings, corpus: Path) -> None:
     run = settings()
     result = train(run)
     model = AutoModelForCausalLM.from_pretrained(run.output_dir)
@@ -249,7 +249,7 @@ def test_wandb_is_offline_by_default_and_named_when_missing(
         monkeypatch.delenv(name)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match="wandb"):
-        recipe.prepare_tracker(settings(report_to="wandb"))
+        arguments.prepare_tracker(settings(report_to="wandb"))
     assert os.environ["WANDB_MODE"] == "offline"
 
 

@@ -85,7 +85,13 @@ def tokenizer_for(source: TextSource, vocab_size: int, cache: Path, say: Callabl
     return tokenizer
 
 
-def blocks_from(source: TextSource, tokenizer: TextTokenizer, block_size: int, cache: Path) -> PackedBlocks:
+def blocks_from(
+    source: TextSource,
+    tokenizer: TextTokenizer,
+    block_size: int,
+    cache: Path,
+    say: Callable[[str], None] = lambda line: None,
+) -> PackedBlocks:
     """Tokenise and pack a source, or open the blocks that were made from it before.
 
     Raises:
@@ -93,8 +99,11 @@ def blocks_from(source: TextSource, tokenizer: TextTokenizer, block_size: int, c
     """
     parts = f"blocks1|{source.fingerprint}|{tokenizer.sha256}|{block_size}"
     key = hashlib.sha256(parts.encode()).hexdigest()[:16]
+    folder = cache / f"blocks-{key}"
+    if not folder.is_dir():
+        say(f"tokenising {source.description}")
     try:
-        return write_blocks(cache / f"blocks-{key}", source.pieces(), tokenizer, block_size)
+        return write_blocks(folder, source.pieces(), tokenizer, block_size)
     except OSError as error:
         raise DataError(f"cannot write the token cache '{cache}': {error.strerror or error}") from None
 
@@ -122,8 +131,7 @@ def prepare(
         train = BlockStream(split.train, tokenizer, block_size, seed=seed)
         say(f"streaming {split.train.description}, {block_size} tokens a block")
     else:
-        say(f"tokenising {split.train.description}")
-        train = blocks_from(split.train, tokenizer, block_size, cache)
+        train = blocks_from(split.train, tokenizer, block_size, cache, say)
         say(_size_line("training", train))
     validation = None
     if split.validation is not None:

@@ -1,14 +1,11 @@
 """The training recipe: settings in, a trained model with tokenizer and manifest in the output folder out.
 
-The order of the steps matters: all that can be refused is refused before anything is written, the tokenizer comes
-before the shape of the model (its size is a field), and the number of steps before the schedule.
+The number of steps is settled before the schedule starts, and whether the folder holds this very run before anything in
+it is touched.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -22,10 +19,10 @@ from transformers import TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.utils import logging as library_logging
 
-from onebit.data import PackedBlocks, PreparedData, TextTokenizer, load_tokenizer, open_split, prepare, tokenizer_for
-from onebit.errors import ConfigError, MissingExtraError
-from onebit.models import OneBitConfig, OneBitForCausalLM
+from onebit.data import PackedBlocks, PreparedData
+from onebit.models import OneBitConfig
 from onebit.optim import LearningRate
+from onebit.train.arguments import check_device, training_arguments
 from onebit.train.budget import seconds_per_step, steps_for
 from onebit.train.checkpoints import last_checkpoint, remove_checkpoints, remove_leftovers
 from onebit.train.identity import claim, identity, record
@@ -34,15 +31,13 @@ from onebit.train.keep_best import BEST, KeepBest, best_record
 from onebit.train.manifest import MANIFEST_NAME, manifest, write_json
 from onebit.train.metrics_log import MetricsLog, read_metrics
 from onebit.train.picture import draw_loss_curve
+from onebit.train.preparation import make_model, open_everything
 from onebit.train.progress import ProgressLines, duration
 from onebit.train.schedule_callback import ScheduleCallback, dials
 from onebit.train.settings import TrainSettings
 from onebit.train.trainer import OneBitTrainer
 
 __all__ = ["TrainResult", "train"]
-
-# A tokenizer may be this much smaller than the model's table: tables are often rounded up to a round number.
-_SPARE_ROWS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +74,7 @@ def train(settings: TrainSettings) -> TrainResult:
         progress = ProgressLines(quiet=settings.quiet)
         arguments = training_arguments(settings)
         progress.quiet = progress.quiet or arguments.process_index != 0
-        config, data = open_everything(settings, arguments, progress)
+        config, data = open_everything(settings, arguments, progress.say)
         set_seed(settings.seed)
         model = make_model(settings, config).to(arguments.device)
         settings, checkpoint = decide_steps(settings, config, data, arguments, model, progress)
@@ -102,145 +97,6 @@ def library_bars_off() -> Iterator[None]:
     finally:
         if shown:
             library_logging.enable_progress_bar()
-
-
-def check_device(settings: TrainSettings) -> None:
-    """Refuse a device that torch does not have here."""
-    have = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not have.get(settings.device, True):
-        raise ConfigError(f"--device {settings.device}: this torch ({torch.__version__}) finds none; give --device cpu")
-
-
-def training_arguments(settings: TrainSettings) -> TrainingArguments:
-    """Our settings in the Trainer's words; also joins the process group when torchrun started this process."""
-    on_cpu = settings.device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
-    under_torchrun = "LOCAL_RANK" in os.environ
-    prepare_tracker(settings)
-    return TrainingArguments(
-        output_dir=str(settings.output_dir),
-        use_cpu=on_cpu,
-        ddp_backend="gloo" if on_cpu and under_torchrun else None,
-        ddp_find_unused_parameters=False,
-        max_steps=settings.max_steps,
-        per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.accumulation_steps,
-        learning_rate=settings.lr,
-        weight_decay=settings.weight_decay,
-        adam_beta1=settings.adam_beta1,
-        adam_beta2=settings.adam_beta2,
-        max_grad_norm=settings.grad_clip_max_norm,
-        seed=settings.seed,
-        bf16=settings.bf16,
-        torch_compile=settings.compile,
-        logging_steps=settings.log_every,
-        logging_nan_inf_filter=False,  # it waits for the device at each step; the log line checks instead
-        save_strategy="steps" if settings.save_every else "no",
-        save_steps=settings.save_every or settings.max_steps,
-        save_total_limit=settings.keep_checkpoints,
-        eval_strategy="steps" if settings.eval_every else "no",
-        eval_steps=settings.eval_every or None,
-        report_to=settings.report_to,
-        disable_tqdm=True,
-        dataloader_num_workers=0,
-        dataloader_pin_memory=not on_cpu,
-        remove_unused_columns=False,
-        accelerator_config={"dispatch_batches": False, "use_seedable_sampler": False},
-    )
-
-
-def prepare_tracker(settings: TrainSettings) -> None:
-    """Trackers run only when asked, and Weights & Biases offline unless the user says otherwise."""
-    if settings.report_to == "wandb":
-        os.environ.setdefault("WANDB_MODE", "offline")
-        os.environ.setdefault("WANDB_DIR", str(settings.output_dir))
-        _need("wandb", "--report-to wandb (pip install wandb)")
-    elif settings.report_to == "tensorboard":
-        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(settings.output_dir / "tensorboard"))
-        _need("tensorboard", "--report-to tensorboard (pip install tensorboard)")
-
-
-def open_everything(
-    settings: TrainSettings, arguments: TrainingArguments, progress: ProgressLines
-) -> tuple[OneBitConfig, PreparedData]:
-    """Open text and tokenizer, settle the configuration, tokenise; the first process works, the others wait for it."""
-    config = read_config(settings)
-    split = open_split(
-        settings.data,
-        val_data=settings.val_data,
-        val_fraction=settings.val_fraction,
-        text_column=settings.text_column,
-        streaming=settings.streaming,
-    )
-    given = settings.tokenizer or settings.init_from
-    tokenizer = load_tokenizer(given) if given is not None else None
-    if tokenizer is not None:
-        config = fit_vocabulary(config, tokenizer, trained_here=False)
-    if settings.eval_every and split.validation is None:
-        raise ConfigError("--eval-every needs validation text: give --val-data or a --val-fraction above 0")
-    with arguments.main_process_first(local=False):
-        make_output_folder(settings.output_dir)
-        if tokenizer is None:
-            size = settings.vocab_size or config.vocab_size
-            tokenizer = tokenizer_for(split.train, size, settings.cache, progress.say)
-            config = fit_vocabulary(config, tokenizer, trained_here=True)
-        data = prepare(
-            split,
-            tokenizer,
-            block_size=config.max_seq_len,
-            cache=settings.cache,
-            streaming=settings.streaming,
-            seed=settings.seed,
-            say=progress.say,
-        )
-    return config, data
-
-
-def read_config(settings: TrainSettings) -> OneBitConfig:
-    """The model's configuration, from a file, an object, a checkpoint or a preset, with the overrides put in."""
-    if settings.init_from is not None:
-        return OneBitConfig.from_json_file(settings.init_from / "config.json")
-    if settings.config is None:
-        return OneBitConfig.preset(settings.preset, **settings.overrides)
-    if isinstance(settings.config, OneBitConfig):
-        return OneBitConfig.from_dict({**settings.config.to_dict(), **settings.overrides})
-    config = OneBitConfig.from_json_file(settings.config)
-    if not settings.overrides:
-        return config
-    # From the file again: what the configuration derived from replaced fields must be derived anew.
-    return OneBitConfig(**(json.loads(Path(settings.config).read_text("utf-8")) | settings.overrides))
-
-
-def fit_vocabulary(config: OneBitConfig, tokenizer: TextTokenizer, *, trained_here: bool) -> OneBitConfig:
-    """Check that the model's table and the tokenizer fit; a tokenizer trained here decides the size.
-
-    Raises:
-        ConfigError: they do not belong together.
-    """
-    size = tokenizer.vocab_size
-    if trained_here:
-        config.vocab_size = size
-    elif not size <= config.vocab_size <= size + _SPARE_ROWS:
-        raise ConfigError(
-            f"the tokenizer has {size} tokens and the configuration's vocab_size is {config.vocab_size}; "
-            f"they must match (--set vocab_size={size}, or another --tokenizer)"
-        )
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        if getattr(config, name) is None:
-            setattr(config, name, tokenizer.eos_token_id)
-    return config
-
-
-def make_model(settings: TrainSettings, config: OneBitConfig) -> Any:
-    """A fresh model, or the one of a checkpoint."""
-    if settings.init_from is not None:
-        model = OneBitForCausalLM.from_pretrained(settings.init_from, config=config, dtype=torch.float32)
-    else:
-        model = OneBitForCausalLM(config)
-    if settings.gradient_checkpointing:
-        enable: Any = model.gradient_checkpointing_enable
-        enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return model
 
 
 def decide_steps(
@@ -404,15 +260,3 @@ def warn_if_soft(settings: TrainSettings, config: OneBitConfig, progress: Progre
             f"warning: the run ended while training was still soft ({state}); the saved model is fully quantised. "
             "Shorten arenas_anneal_steps, anneal_fraction or lambda_warmup_fraction"
         )
-
-
-def make_output_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--output-dir: cannot make '{folder}': {error.strerror or error}") from None
-
-
-def _need(module: str, what: str) -> None:
-    if importlib.util.find_spec(module) is None:
-        raise MissingExtraError("train", what)

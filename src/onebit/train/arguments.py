@@ -1,0 +1,75 @@
+"""Our settings in the words of transformers' TrainingArguments, and what this machine must have for them."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import torch
+from transformers import TrainingArguments
+
+from onebit.errors import ConfigError, MissingExtraError
+from onebit.train.settings import TrainSettings
+
+__all__ = ["check_device", "prepare_tracker", "training_arguments"]
+
+
+def check_device(settings: TrainSettings) -> None:
+    """Refuse a device that torch does not have here."""
+    have = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not have.get(settings.device, True):
+        raise ConfigError(f"--device {settings.device}: this torch ({torch.__version__}) finds none; give --device cpu")
+
+
+def training_arguments(settings: TrainSettings) -> TrainingArguments:
+    """Our settings in the Trainer's words; also joins the process group when torchrun started this process."""
+    on_cpu = settings.device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    under_torchrun = "LOCAL_RANK" in os.environ
+    prepare_tracker(settings)
+    return TrainingArguments(
+        output_dir=str(settings.output_dir),
+        use_cpu=on_cpu,
+        ddp_backend="gloo" if on_cpu and under_torchrun else None,
+        ddp_find_unused_parameters=False,
+        max_steps=settings.max_steps,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.accumulation_steps,
+        learning_rate=settings.lr,
+        weight_decay=settings.weight_decay,
+        adam_beta1=settings.adam_beta1,
+        adam_beta2=settings.adam_beta2,
+        max_grad_norm=settings.grad_clip_max_norm,
+        seed=settings.seed,
+        bf16=settings.bf16,
+        torch_compile=settings.compile,
+        logging_steps=settings.log_every,
+        logging_nan_inf_filter=False,  # it waits for the device at each step; the log line checks instead
+        save_strategy="steps" if settings.save_every else "no",
+        save_steps=settings.save_every or settings.max_steps,
+        save_total_limit=settings.keep_checkpoints,
+        eval_strategy="steps" if settings.eval_every else "no",
+        eval_steps=settings.eval_every or None,
+        report_to=settings.report_to,
+        disable_tqdm=True,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=not on_cpu,
+        remove_unused_columns=False,
+        accelerator_config={"dispatch_batches": False, "use_seedable_sampler": False},
+    )
+
+
+def prepare_tracker(settings: TrainSettings) -> None:
+    """Trackers run only when asked, and Weights & Biases offline unless the user says otherwise."""
+    if settings.report_to == "wandb":
+        os.environ.setdefault("WANDB_MODE", "offline")
+        os.environ.setdefault("WANDB_DIR", str(settings.output_dir))
+        _need("wandb", "--report-to wandb (pip install wandb)")
+    elif settings.report_to == "tensorboard":
+        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(settings.output_dir / "tensorboard"))
+        _need("tensorboard", "--report-to tensorboard (pip install tensorboard)")
+
+
+def _need(module: str, what: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise MissingExtraError("train", what)
