@@ -136,15 +136,15 @@ class OneBitModel(OneBitPreTrainedModel):
             past_key_values = DynamicCache(config=self.config)
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         self._check_length(past, x_BLC.shape[1])
-        if position_ids is None:
-            position_ids = (torch.arange(x_BLC.shape[1], device=x_BLC.device) + past).unsqueeze(0)
         mask = create_causal_mask(
             config=self.config,
             inputs_embeds=x_BLC,
             attention_mask=attention_mask,
             past_key_values=past_key_values,
-            position_ids=position_ids,
+            position_ids=position_ids,  # the caller's, which may pack texts: looking for that waits for the device
         )
+        if position_ids is None:
+            position_ids = (torch.arange(x_BLC.shape[1], device=x_BLC.device) + past).unsqueeze(0)
         if self.embed_positions is not None:
             x_BLC = x_BLC + self.embed_positions(position_ids)
         rotary = None if self.rotary is None else self.rotary(position_ids)

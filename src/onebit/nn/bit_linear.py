@@ -193,4 +193,6 @@ class BitLinear(nn.Linear):
     def _compute_dtype(self, x: Tensor) -> torch.dtype:
         """The type of the matrix product and of the result: autocast's when it is on, else the weight's."""
         device = x.device.type
-        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.weight.dtype
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            return torch.get_autocast_dtype(device)
+        return self.weight.dtype

@@ -61,6 +61,8 @@ class Schedule(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Schedule:
         # The dials follow the model to its device but stay float32: bfloat16 would make a warm-up move in steps.
         for name in _HARD:
-            moved = fn(getattr(self, name))
-            self._buffers[name] = moved.float() if moved.dtype != torch.float32 else moved
+            dial = getattr(self, name)
+            moved = fn(dial)
+            from_or_to_meta = dial.is_meta or moved.is_meta  # no value to carry over
+            self._buffers[name] = moved.float() if from_or_to_meta else dial.to(moved.device)
         return self
