@@ -141,9 +141,19 @@ static ob_status check_sizes(const ob_description *d, ob_error *error) {
     return OB_OK;
 }
 
+/* Fields without a meaning yet are zero: anything else is damage or a newer onebit. */
+static int has_reserved(const ob_description *d) {
+    uint32_t sum = ob_bits_from_float(d->zero0) | d->zero1;
+    for (size_t i = 0; i < sizeof d->zeros / sizeof *d->zeros; i++) sum |= d->zeros[i];
+    return sum != 0;
+}
+
 static ob_status check_description(const ob_description *d, ob_error *error) {
     ob_status status = check_sizes(d, error);
     if (status) return status;
+    if (has_reserved(d))
+        return ob_fail(error, OB_ERROR_FORMAT,
+                       "model description: a reserved field is not zero; the file is damaged or needs a newer onebit");
     if (d->norm > OB_NORM_RMS || d->mlp > OB_MLP_RELU2_GLU || d->position > OB_POSITION_ROPE || d->flags > 7)
         return ob_fail(error, OB_ERROR_FORMAT, "model description: unknown norm %u, mlp %u, position %u or flags %u", d->norm,
                        d->mlp, d->position, d->flags);

@@ -1,0 +1,256 @@
+/* The core's arithmetic against libm and hand-made values, and every SIMD kernel against its reference, bit for bit. */
+#include "ob_crc32c.h"
+#include "ob_cpu.h"
+#include "ob_math.h"
+#include "ob_test.h"
+#include "kernels/ob_kernels.h"
+
+#include <math.h>
+#include <string.h>
+
+/* Distance from the correctly rounded result in units in the last place. */
+static double ulps(float ours, double exact) {
+    float rounded = (float)exact;
+    if (ours == rounded) return 0;
+    double step = nextafterf(fabsf(rounded), INFINITY) - (double)fabsf(rounded);
+    return fabs(ours - exact) / step;
+}
+
+static void test_functions(void) {
+    double worst_exp = 0, worst_tanh = 0, worst_silu = 0, worst_gelu = 0;
+    for (double x = -87; x < 88.7; x += 0.00037) {
+        float f = (float)x;
+        double e = ulps(ob_exp(f), exp(f)), t = ulps(ob_tanh(f), tanh(f));
+        double s = ulps(ob_silu(f), f / (1 + exp(-(double)f)));
+        worst_exp = e > worst_exp ? e : worst_exp;
+        worst_tanh = t > worst_tanh ? t : worst_tanh;
+        worst_silu = s > worst_silu ? s : worst_silu;
+        double gelu = 0.5 * f * (1 + tanh(0.7978845608028654 * (f + 0.044715 * f * f * (double)f)));
+        double g = fabs(ob_gelu(f) - gelu) / (fabs(gelu) + 1);
+        worst_gelu = g > worst_gelu ? g : worst_gelu;
+    }
+    printf("worst error in ulp: exp %.2f tanh %.2f silu %.2f; gelu %.1e of its size\n", worst_exp, worst_tanh, worst_silu,
+           worst_gelu);
+    CHECK(worst_exp < 1.5, "%g", worst_exp);
+    CHECK(worst_tanh < 2.0, "%g", worst_tanh);
+    CHECK(worst_silu < 3.0, "%g", worst_silu);
+    CHECK(worst_gelu < 3e-7, "%g", worst_gelu);
+    CHECK(ob_exp(-200.0f) == 0 && isinf(ob_exp(200.0f)) && isnan(ob_exp(NAN)) && ob_exp(-INFINITY) == 0, "edges of exp");
+    CHECK(ob_tanh(INFINITY) == 1 && ob_tanh(-INFINITY) == -1 && isnan(ob_tanh(NAN)), "edges of tanh");
+}
+
+static void test_double_functions(void) {
+    double worst = 0;
+    for (double x = 0; x < 2e6; x += 37.31) {
+        double sine, cosine;
+        ob_sincos64(x, &sine, &cosine);
+        worst = fmax(worst, fmax(fabs(sine - sin(x)), fabs(cosine - cos(x))));
+    }
+    CHECK(worst < 1e-14, "sin and cos: %g", worst);
+    worst = 0;
+    for (double x = 1.0; x < 1e15; x *= 1.37) worst = fmax(worst, fabs(ob_log64(x) - log(x)) / (fabs(log(x)) + 1e-9));
+    CHECK(worst < 1e-15, "log: %g", worst);
+    worst = 0;
+    for (double x = -40; x < 40; x += 0.013) worst = fmax(worst, fabs(ob_exp64(x) / exp(x) - 1));
+    CHECK(worst < 1e-15, "exp: %g", worst);
+}
+
+static void test_conversions(void) {
+    for (uint32_t h = 0; h < 65536; h++) {
+        uint32_t exponent = h >> 10 & 31, mantissa = h & 1023;
+        double size = exponent == 31 ? INFINITY : exponent ? ldexp(1024 + mantissa, (int)exponent - 25) : ldexp(mantissa, -24);
+        float ours = ob_half_to_float((uint16_t)h);
+        if (exponent == 31 && mantissa) CHECK(isnan(ours), "half %x", h);
+        else CHECK(ours == (float)(h & 0x8000 ? -size : size), "half %x", h);
+    }
+    for (float x = -130; x < 130; x += 0.03125f) CHECK(ob_rint(x) == rintf(x), "rint %g", x);
+    uint64_t state = 5;
+    for (int i = 0; i < 1000000; i++) {
+        float x = ob_float_from_bits(test_random(&state) & 0x7fffffffu);
+        if (x < INFINITY) CHECK(ob_sqrt(x) == sqrtf(x), "sqrt %g", x);
+    }
+}
+
+static void test_crc(void) {
+    const uint8_t digits[] = "123456789";
+    uint8_t bytes[1000];
+    uint64_t state = 9;
+    CHECK(ob_crc32c(0, digits, 9) == 0xe3069283u, "the check value of CRC-32C");
+    CHECK(ob_crc32c_ref(0, digits, 9) == 0xe3069283u, "the check value of CRC-32C");
+    for (size_t i = 0; i < sizeof bytes; i++) bytes[i] = (uint8_t)test_random(&state);
+    for (uint64_t cut = 0; cut < sizeof bytes; cut += 13)
+        CHECK(ob_crc32c(ob_crc32c(0, bytes, cut), bytes + cut, sizeof bytes - cut) == ob_crc32c_ref(0, bytes, sizeof bytes),
+              "in two parts, cut at %d", (int)cut);
+}
+
+/* ---- kernels ---- */
+
+typedef struct problem {
+    ob_weights w;
+    ob_inputs in;
+    uint8_t *data;
+    uint16_t *scale_memory;
+    float *bias, *x, *scales;
+    int8_t *codes;
+    int32_t *sums;
+} problem;
+
+static uint32_t up(uint32_t a, uint32_t b) { return (a + b - 1) / b; }
+
+static void make_weights(problem *p, uint32_t layout, uint32_t granularity, uint32_t rows, uint32_t cols, uint64_t *state) {
+    ob_weights *w = &p->w;
+    *w = (ob_weights){.rows = rows, .cols = cols, .layout = (uint8_t)layout, .granularity = (uint8_t)granularity};
+    w->group = granularity == OB_GRANULARITY_GROUP && cols > 64 ? 64 : cols;
+    w->num_groups = up(cols, w->group);
+    w->tile = ob_layout_tile(layout);
+    w->codes_cols = cols;
+    size_t bytes;
+    if (w->tile) {
+        w->tiles_group = up(w->group, w->tile);
+        w->tiles_block = (w->num_groups - 1) * w->tiles_group + up(cols - (w->num_groups - 1) * w->group, w->tile);
+        w->codes_cols = w->tiles_block * w->tile;
+        bytes = (size_t)up(rows, 16) * w->tiles_block * 64;
+    } else {
+        w->row_stride = (ob_layout_row_bytes(layout, cols, w->group) + 63) / 64 * 64;
+        bytes = rows * w->row_stride;
+    }
+    p->data = test_aligned(bytes);
+    for (size_t i = 0; i < bytes; i++) p->data[i] = (uint8_t)test_random(state); /* any byte means some codes */
+    if (layout == OB_LAYOUT_FLOAT32)
+        for (size_t i = 0; i < bytes / 4; i++) ((float *)(void *)p->data)[i] = test_normal(state);
+    if (layout == OB_LAYOUT_FLOAT16)
+        for (size_t i = 0; i < bytes / 2; i++) /* 2^-5 to 4, both signs */
+            ((uint16_t *)(void *)p->data)[i] = (uint16_t)((test_random(state) & 0x83ff) | (10 + test_random(state) % 7) << 10);
+    size_t scales = (size_t)up(rows, 16) * 16 * w->num_groups;
+    p->scale_memory = test_aligned(scales * 4);
+    for (size_t i = 0; i < scales; i++) {
+        if (granularity == OB_GRANULARITY_GROUP) p->scale_memory[i] = (uint16_t)(0x2400 + test_random(state) % 0x800);
+        else ((float *)(void *)p->scale_memory)[i] = 0.02f + 0.01f * test_normal(state);
+    }
+    p->bias = test_aligned(rows * 4);
+    for (uint32_t r = 0; r < rows; r++) p->bias[r] = test_normal(state);
+    w->data = p->data;
+    w->scale = granularity == OB_GRANULARITY_NONE ? NULL : p->scale_memory;
+    w->bias = rows % 2 ? p->bias : NULL;
+}
+
+static void make_inputs(problem *p, uint32_t tokens, uint64_t *state) {
+    const ob_weights *w = &p->w;
+    size_t x_stride = up(w->cols, 16) * 16, codes_stride = up(w->codes_cols > w->cols ? w->codes_cols : w->cols, 64) * 64;
+    p->x = test_aligned(tokens * x_stride * 4);
+    p->codes = test_aligned(tokens * codes_stride);
+    p->scales = test_aligned(tokens * 4);
+    p->sums = test_aligned((size_t)tokens * w->num_groups * 4);
+    memset(p->x, 0, tokens * x_stride * 4);
+    memset(p->codes, 0, tokens * codes_stride);
+    for (uint32_t t = 0; t < tokens; t++) {
+        p->scales[t] = 0.01f + 0.001f * (float)t;
+        for (uint32_t k = 0; k < w->cols; k++) p->x[t * x_stride + k] = test_normal(state);
+        for (uint32_t g = 0; g < w->num_groups; g++) {
+            int32_t sum = 0;
+            for (uint32_t k = 0; k < ob_group_length(w, g); k++) {
+                int8_t code = (int8_t)((int)(test_random(state) % 255) - 127);
+                p->codes[t * codes_stride + ob_codes_index(w, g, k)] = code;
+                sum += code;
+            }
+            p->sums[t * w->num_groups + g] = sum;
+        }
+    }
+    p->in = (ob_inputs){p->x, p->codes, p->scales, p->sums, x_stride, codes_stride, tokens};
+}
+
+static void free_problem(problem *p) {
+    void *all[] = {p->data, p->scale_memory, p->bias, p->x, p->codes, p->scales, p->sums};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
+}
+
+/* The exact dot products, one weight at a time, in double. */
+static void check_reference(const problem *p, int integer, const float *y) {
+    const ob_weights *w = &p->w;
+    for (uint32_t t = 0; t < p->in.num_tokens; t++)
+        for (uint32_t r = 0; r < w->rows; r++) {
+            double sum = 0, size = 0;
+            for (uint32_t g = 0; g < w->num_groups; g++)
+                for (uint32_t k = 0; k < ob_group_length(w, g); k++) {
+                    float value;
+                    ob_unpack_floats(w, r, g, k, 1, &value);
+                    double x = integer ? p->codes[t * p->in.codes_stride + ob_codes_index(w, g, k)]
+                                       : p->x[t * p->in.x_stride + g * w->group + k];
+                    double term = (double)value * ob_scale_at(w, r, g) * x * p->scales[t];
+                    sum += term, size += fabs(term);
+                }
+            if (w->bias) sum += w->bias[r];
+            CHECK(fabs(y[t * w->rows + r] - sum) <= 1e-6 * size + 1e-6, "layout %d row %u: %g, exactly %g", w->layout, r,
+                  y[t * w->rows + r], sum);
+        }
+}
+
+static void compare(const problem *p, ob_linear_fn *reference, ob_linear_fn *fast, int integer, uint32_t isa) {
+    const ob_weights *w = &p->w;
+    size_t count = (size_t)p->in.num_tokens * w->rows;
+    float *expected = test_aligned(count * 4), *got = test_aligned(count * 4);
+    memset(expected, 0x55, count * 4);
+    memset(got, 0xaa, count * 4);
+    reference(w, &p->in, 0, w->rows, expected, w->rows);
+    check_reference(p, integer, expected);
+    uint32_t middle = w->rows / 32 * 16; /* in two parts, as two threads would */
+    fast(w, &p->in, 0, middle, got, w->rows);
+    fast(w, &p->in, middle, w->rows, got, w->rows);
+    CHECK(!memcmp(expected, got, count * 4), "isa %u layout %d granularity %d, %u x %u, %u tokens, integer %d", isa, w->layout,
+          w->granularity, w->rows, w->cols, p->in.num_tokens, integer);
+    free(expected);
+    free(got);
+}
+
+static void test_linear(uint32_t isa) {
+    static const uint32_t shapes[][3] = {{16, 64, 1},  {1, 1, 1},    {33, 100, 3}, {48, 257, 17}, {7, 640, 21},
+                                         {64, 320, 5}, {31, 1037, 4}, {16, 30000, 1}};
+    ob_kernels scalar, fast;
+    uint64_t state = 1234;
+    CHECK(ob_kernels_choose(&scalar, OB_ISA_SCALAR) && ob_kernels_choose(&fast, isa), "isa %u", isa);
+    for (uint32_t layout = 0; layout < OB_NUM_LAYOUTS; layout++)
+        for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++)
+            for (uint32_t granularity = OB_GRANULARITY_NONE; granularity <= OB_GRANULARITY_GROUP; granularity++) {
+                if ((layout <= OB_LAYOUT_FLOAT16) != (granularity == OB_GRANULARITY_NONE)) continue;
+                problem p;
+                make_weights(&p, layout, granularity, shapes[s][0], shapes[s][1], &state);
+                make_inputs(&p, shapes[s][2], &state);
+                compare(&p, scalar.linear_f32[layout], fast.linear_f32[layout], 0, isa);
+                if (layout >= OB_LAYOUT_INT8) compare(&p, scalar.linear_i8[layout], fast.linear_i8[layout], 1, isa);
+                free_problem(&p);
+            }
+}
+
+static void test_attend(uint32_t isa) {
+    enum { POSITIONS = 77, STRIDE = 160 };
+    static const uint32_t dims[] = {16, 18, 64, 80, 128, 144};
+    static float keys[POSITIONS * STRIDE], values[POSITIONS * STRIDE], q[STRIDE], scores[POSITIONS], expected[STRIDE], got[STRIDE];
+    ob_kernels fast;
+    uint64_t state = 77;
+    ob_kernels_choose(&fast, isa);
+    for (int i = 0; i < POSITIONS * STRIDE; i++) keys[i] = 3 * test_normal(&state), values[i] = test_normal(&state);
+    for (int i = 0; i < STRIDE; i++) q[i] = 3 * test_normal(&state);
+    for (size_t d = 0; d < sizeof dims / sizeof *dims; d++)
+        for (uint32_t n = 1; n <= POSITIONS; n += 4) {
+            ob_attend_f32_ref(q, keys, values, STRIDE, dims[d], n, 0.25f, scores, expected);
+            fast.attend(q, keys, values, STRIDE, dims[d], n, 0.25f, scores, got);
+            CHECK(!memcmp(expected, got, dims[d] * 4), "attention, isa %u, head_dim %u, %u positions", isa, dims[d], n);
+        }
+}
+
+int main(void) {
+    test_functions();
+    test_double_functions();
+    test_conversions();
+    test_crc();
+    for (uint32_t isa = OB_ISA_SCALAR; isa < OB_NUM_ISAS; isa++) {
+        if (!ob_isa_available(isa)) {
+            printf("isa %u: not on this machine\n", isa);
+            continue;
+        }
+        test_linear(isa);
+        test_attend(isa);
+    }
+    printf("%d failures\n", failures);
+    return failures != 0;
+}

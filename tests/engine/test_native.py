@@ -1,0 +1,52 @@
+"""The C side by itself: its own tests, a plain ``cc`` build, and a core that needs nothing from a C library."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+ENGINE = ROOT / "engine"
+HOST = {"load.c", "threads.c"}
+CC = shutil.which("cc")
+CMAKE = shutil.which("cmake")
+CORE = sorted(path for path in ENGINE.glob("src/**/*.c") if path.name not in HOST)
+
+
+def _run(*command: object, cwd: Path | None = None) -> str:
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=280, cwd=cwd)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+@pytest.mark.skipif(CMAKE is None or CC is None, reason="no cmake or C compiler here")
+def test_c_tests_pass() -> None:
+    build = ROOT / "build" / "engine-tests"
+    _run(CMAKE, "-S", ENGINE, "-B", build, "-DOB_BUILD_TESTS=ON")
+    _run(CMAKE, "--build", build, "-j", "2")
+    _run("ctest", "--test-dir", build, "--output-on-failure")
+
+
+@pytest.mark.skipif(CC is None or shutil.which("ld") is None or shutil.which("nm") is None, reason="no binutils here")
+def test_the_core_is_freestanding(tmp_path: Path) -> None:
+    """All core objects linked into one ask for three functions at most, and hold no writable data."""
+    flags = ("-std=c11", "-O1", "-ffreestanding", "-fno-stack-protector", "-fno-pic", "-Wall", "-Wextra", "-Werror")
+    _run(CC, *flags, "-I", ENGINE / "include", "-c", *CORE, cwd=tmp_path)
+    _run("ld", "-r", "-o", "core.o", *sorted(path.name for path in tmp_path.glob("*.o")), cwd=tmp_path)
+    undefined = {line.split()[-1] for line in _run("nm", "-u", "core.o", cwd=tmp_path).splitlines()}
+    assert undefined <= {"memcpy", "memset", "memmove"}
+    symbols = _run("nm", "core.o", cwd=tmp_path).splitlines()
+    assert not [line for line in symbols if re.search(r" [BbDdC] ", line)]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CC is None, reason="no C compiler here")
+def test_a_plain_cc_command_builds_the_library(tmp_path: Path) -> None:
+    sources = sorted(ENGINE.glob("src/**/*.c"))
+    library = tmp_path / "libonebit.so"
+    _run(CC, "-std=c11", "-O0", "-shared", "-fPIC", "-I", ENGINE / "include", *sources, "-o", library, "-lpthread")
+    assert library.stat().st_size > 10_000
