@@ -25,7 +25,7 @@ ENGINE = Path(__file__).resolve().parents[2] / "engine"
 SOURCES = ["ob_tokenizer", "ob_tokenizer_encode", "ob_tokenizer_merge", "ob_tokenizer_split", "ob_unicode",
            "ob_unicode_tables", "ob_error"]  # fmt: skip
 REGEX = {"llama3": 2, "qwen2": 3}  # name -> value in SPLITS
-SENTENCEPIECE = ["llama2", "metaspace", "gemma", "unknown"]
+SENTENCEPIECE = ["llama2", "metaspace", "mistral", "gemma", "unknown"]
 BYTE_LEVEL = ["gpt2", "gpt2_prefix_space", "llama3", "qwen2", "digits", "no_regex"]
 FAMILIES = [*BYTE_LEVEL, *SENTENCEPIECE]
 
@@ -119,7 +119,10 @@ def trained(family: str) -> Tokenizer:
         vocab_size=1400, special_tokens=special, initial_alphabet=alphabet, show_progress=False, limit_alphabet=400
     )
     published = json.loads(tokenizer.to_str())
-    if published["pre_tokenizer"] is None or family == "no_regex":  # one text is one word: learn from words
+    if published["pre_tokenizer"] is None or family in (
+        "no_regex",
+        "mistral",
+    ):  # one text is one word: learn from words
         by_words = pre_tokenizers.Split(Regex("[ ▁]*[^ ▁]+|[ ▁]+"), "isolated")
         last = [] if sentencepiece else [tokenizer.pre_tokenizer]
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([by_words, *last])
@@ -160,6 +163,11 @@ def byte_level_parts(family: str) -> Tokenizer:
 
 def sentencepiece_parts(family: str) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=family != "unknown", fuse_unk=True))
+    if family == "mistral":
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+        steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        tokenizer.decoder = decoders.Sequence(steps)
+        return tokenizer
     if family == "metaspace":
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=True)
         tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="first")])

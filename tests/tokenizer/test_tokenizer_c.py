@@ -10,9 +10,11 @@ from collections.abc import Callable
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
-from .conftest import BYTE_LEVEL, FAMILIES, CTokenizer, corpus, extra_text
+from onebit.formats.tokenizer_binary import compile_tokenizer
+
+from .conftest import BYTE_LEVEL, FAMILIES, CTokenizer, corpus, extra_text, tokenizer_of
 from .random_text import DIGITS_DISAGREE, random_bytes, random_text
 
 Pair = Callable[[str], tuple[Tokenizer, CTokenizer]]
@@ -45,6 +47,19 @@ def compare_random_texts(expected: Tokenizer, ours: CTokenizer, family: str, cou
 @pytest.mark.parametrize("family", FAMILIES)
 def test_random_texts_give_the_same_tokens(pair: Pair, family: str) -> None:
     compare_random_texts(*pair(family), family, count=4_000)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "qwen2", "llama2", "gemma"])
+def test_odd_added_tokens_are_found_alike(library: ctypes.CDLL, family: str) -> None:
+    """Tokens of white space, tokens that eat it, tokens that only the normalised text shows."""
+    expected = Tokenizer.from_str(tokenizer_of(family).to_str())
+    expected.add_tokens(
+        [AddedToken("the", normalized=True, lstrip=True), AddedToken("e", normalized=False, lstrip=True)]
+    )
+    expected.add_tokens([AddedToken("\t\t", normalized=False, rstrip=True), AddedToken("<thi", normalized=True)])
+    if family in ("gpt2", "qwen2"):
+        expected.add_tokens([AddedToken("  ", normalized=True), AddedToken("\u00e9", normalized=True)])
+    compare_random_texts(expected, CTokenizer(library, compile_tokenizer(expected.to_str())), family, count=2_000)
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """Write small valid files for the fuzzers to damage: one model a layout and architecture, one tokenizer a family.
 
-    python engine/tests/fuzz/make_seeds.py FOLDER      makes FOLDER/model and FOLDER/tokenizer
+python engine/tests/fuzz/make_seeds.py FOLDER      makes FOLDER/model and FOLDER/tokenizer
 """
 
 from __future__ import annotations
