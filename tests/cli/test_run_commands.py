@@ -6,6 +6,8 @@ import io
 import json
 import math
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -186,3 +188,39 @@ def test_doctor_knows_the_extras_of_pyproject() -> None:
             for entry in pyproject["project"]["optional-dependencies"][extra]
         }
         assert named == set(modules), extra
+
+
+def test_running_a_model_needs_no_torch(model_file: Path, tmp_path: Path) -> None:
+    """As on a machine that has only the core: importing torch or transformers fails."""
+    text = tmp_path / "text.txt"
+    text.write_text("some text to score, long enough\n")
+    blocked = (
+        "import sys\n"
+        "for name in ('torch', 'transformers', 'datasets', 'safetensors'): sys.modules[name] = None\n"
+        "from onebit.cli.main import run\n"
+        "run(sys.argv[1:])\n"
+    )
+    for args in (
+        ["generate", str(model_file), "ab", "--max-new-tokens", "3"],
+        ["eval", str(model_file), "--data", str(text)],
+        ["verify", str(model_file), str(model_file)],
+        ["info", str(model_file)],
+        ["doctor"],
+        ["chat", str(model_file), "--max-new-tokens", "3"],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", blocked, *args], input="hi\n", capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, (args, done.stderr)
+    done = subprocess.run(
+        [sys.executable, "-c", blocked, "generate", str(_folder_with_config(tmp_path))], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "pip install 'onebit[train]'" in done.stderr
+
+
+def _folder_with_config(tmp_path: Path) -> Path:
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    return folder
