@@ -2,6 +2,8 @@
 #   TORCH=...         another torch than constraints.txt names     PYTHON=...  the interpreter .venv is made with
 #   PYTEST_ARGS=...   further arguments for pytest                 DEMO_ARGS=... for `onebit demo`
 PY := .venv/bin/python
+# Tests and builds find the environment's own programs first: CMake and Ninja come from there on a bare machine.
+WITH_TOOLS := PATH="$(CURDIR)/.venv/bin:$$PATH"
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow check bench wheel docs clean
 
@@ -16,11 +18,11 @@ demo:  ## train, export and run a ternary model in a few minutes; writes demo/re
 test:  ## the test suite (at most 10 minutes on 2 cores)
 	@tools/bootstrap.sh train,dev
 	@echo "-- running the tests"
-	@$(PY) -m pytest $(PYTEST_ARGS)
+	@$(WITH_TOOLS) $(PY) -m pytest $(PYTEST_ARGS)
 
 test-slow:  ## the long tests that `make test` leaves out
 	@tools/bootstrap.sh train,dev
-	@$(PY) -m pytest -m slow $(PYTEST_ARGS)
+	@$(WITH_TOOLS) $(PY) -m pytest -m slow $(PYTEST_ARGS)
 
 check:  ## ruff, mypy --strict, import arrows, stale docs pages
 	@tools/bootstrap.sh train,dev
@@ -39,7 +41,7 @@ bench:  ## list the benchmarks; each is one script that writes benchmarks/result
 wheel:  ## build the wheel of this platform and try it in an empty environment
 	@tools/bootstrap.sh train,dev
 	@echo "-- building the wheel"
-	@rm -rf dist && PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) -m build --wheel --no-isolation --outdir dist . >/dev/null
+	@rm -rf dist && $(WITH_TOOLS) $(PY) -m build --wheel --no-isolation --outdir dist . >/dev/null
 	@$(PY) tools/try_wheel.py dist/*.whl
 
 docs:  ## regenerate the CLI pages and build the documentation into site/

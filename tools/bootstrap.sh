@@ -24,7 +24,13 @@ find_python() {
         return
     fi
     for PYTHON in python3 python3.14 python3.13 python3.12 python3.11; do
-        if fits "$PYTHON"; then return; fi
+        if fits "$PYTHON"; then
+            # With .venv activated its own python comes first; an environment cannot be made from itself.
+            case $(command -v "$PYTHON") in
+            "$PWD"/.venv/*) PYTHON=$("$PYTHON" -c 'import sys; print(sys._base_executable)') ;;
+            esac
+            return
+        fi
     done
     fail "no Python 3.11 or newer; on Debian 12 or newer: apt-get install python3 python3-venv"
 }
