@@ -143,3 +143,15 @@ def test_data_counts_a_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert execute(["data", str(tmp_path), "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)
     assert (figures["documents"], figures["bytes"]) == (2, 8)
+
+
+def test_data_makes_the_blocks_that_train_uses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from onebit.data import train_tokenizer
+
+    (tmp_path / "a.txt").write_text("def f(x):\n    return x\n" * 100)
+    train_tokenizer(["def f(x):\n"], 260).save(tmp_path / "t")
+    argv = ["data", str(tmp_path / "a.txt"), "--tokenizer", str(tmp_path / "t"), "--max-seq-len", "32"]
+    assert execute([*argv, "--output", str(tmp_path / "cache")]) == 0
+    assert "tokenising" in capsys.readouterr().out
+    assert execute([*argv, "--output", str(tmp_path / "cache")]) == 0
+    assert "tokenising" not in capsys.readouterr().out

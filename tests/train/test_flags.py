@@ -317,3 +317,11 @@ def test_a_loss_that_explodes_is_one_clear_line(settings: MakeSettings, monkeypa
     monkeypatch.setattr(trainer, "next_token_loss", lambda logits, *a, **k: logits.sum() * math.nan)
     with pytest.raises(OnebitError, match="the loss became nan before step 1; lower --lr"):
         train(settings())
+
+
+@pytest.mark.slow
+def test_compile_trains_to_nearly_the_same_losses(settings: MakeSettings, tmp_path: Path) -> None:
+    plain = train_losses(settings(output_dir=tmp_path / "plain", max_steps=4))
+    compiled = train_losses(settings(output_dir=tmp_path / "compiled", max_steps=4, compile=True))
+    assert compiled == pytest.approx(plain, rel=2e-3)  # fused sums round otherwise, and a code may flip
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "compiled")

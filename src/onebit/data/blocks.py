@@ -109,7 +109,7 @@ def write_blocks(folder: Path, pieces: Iterable[Piece], tokenizer: TextTokenizer
             raise DataError("the text is empty: nothing to make blocks from; give --data a source that holds text")
         about = {"counts": asdict(counts), "block_size": block_size, "tokenizer_sha256": tokenizer.sha256}
         (staging / "blocks.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-        staging.rename(folder)
+        _settle(staging, folder)
     return PackedBlocks(folder, pad_token_id=tokenizer.eos_token_id)
 
 
@@ -153,6 +153,16 @@ def as_example(row_L: Tokens, pad_token_id: int) -> dict[str, torch.Tensor]:
 def collate(examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """Stack examples into {"input_ids" [B, L], "labels" [B, L]}."""
     return {key: torch.stack([example[key] for example in examples]) for key in examples[0]}
+
+
+def _settle(staging: Path, folder: Path) -> None:
+    """Rename a finished folder to its name; when another process was faster, its folder holds the same blocks."""
+    try:
+        staging.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+        shutil.rmtree(staging)
 
 
 def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
