@@ -68,7 +68,7 @@ static void print_stats(const runner *r) {
 
 int main(int argc, char **argv) {
     options o;
-    runner r;
+    static runner r; /* zero, so that closing it is right wherever opening it stopped */
     const char *wrong = options_parse(&o, argc, argv);
     if (!wrong && o.help) {
         fputs(options_help, stdout);
@@ -89,8 +89,7 @@ int main(int argc, char **argv) {
     if (wrong) {
         fflush(stdout);
         fprintf(stderr, "error: %s\n", wrong);
-        return 2;
     }
     runner_close(&r);
-    return 0;
+    return wrong ? 2 : 0;
 }

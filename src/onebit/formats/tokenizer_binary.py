@@ -151,8 +151,11 @@ def read_added(tables: Tables, token: dict[str, Any], pipeline: Pipeline) -> Non
     if token.get("single_word"):
         raise FormatError(f"added token {token['content']!r} with single_word=true is not supported; set it to false")
     given: str = token["content"]
-    if pipeline.model == SENTENCEPIECE and not pipeline.replaces_spaces and token.get("normalized") and (
-        " " in given or METASPACE in given
+    if (
+        pipeline.model == SENTENCEPIECE
+        and not pipeline.replaces_spaces
+        and token.get("normalized")
+        and (" " in given or METASPACE in given)
     ):  # Metaspace replaces spaces only after these tokens are found, the C side before
         raise FormatError(f"added token {given!r} with a space and normalized=true is not supported; set it to false")
     content = (pipeline.normalize(given) if token.get("normalized") else given).encode("utf-8", errors="replace")
