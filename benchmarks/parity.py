@@ -35,10 +35,10 @@ import numpy as np
 import torch
 
 from onebit.engine import Model
-from onebit.eval.comparison import Spread, margin
+from onebit.eval.comparison import margin
 from onebit.eval.embedding_rounding import rounded_like
 from onebit.eval.forms import EngineForm, TorchForm
-from onebit.eval.verify import Outputs, layers_alone
+from onebit.eval.verify import Alone, layers_alone
 from onebit.formats.export import from_model
 from onebit.formats.onebit_file import write
 from onebit.models import OneBitConfig, OneBitForCausalLM
@@ -120,7 +120,7 @@ class Parity:
 
     relative: np.ndarray  # |difference| of every logit of the short texts
     relative_long: np.ndarray  # of every logit along the greedy text
-    alone: list[Spread]  # of each layer on the engine's own input to it, along the greedy text; the head's last
+    alone: list[Alone]  # each layer on the engine's own input to it, along the greedy text; the head's last
     parted_at: int | None  # greedy token at which torch would have chosen another
     parted_margin: float  # how far apart its two best logits were there
     decode_equals_batch: bool
@@ -210,7 +210,7 @@ def measure(case: Case, folder: Path) -> Parity:
     with rounded_like(model, engine.stored_levels()):
         expected = np.concatenate([reference.logits(text) for text in texts])
         expected_greedy_TV = reference.logits(sequence_T)
-        alone = layers_alone(reference, Outputs(decoded_TV, engine.hidden(sequence_T)), sequence_T)
+        alone = layers_alone(reference, engine, sequence_T)
     logits = np.concatenate([engine.logits(text) for text in texts])
     scalar = Model(path, threads=1, isa="scalar")
     parted = np.flatnonzero(expected_greedy_TV.argmax(-1) != decoded_TV.argmax(-1))
@@ -256,7 +256,7 @@ def figures(found: dict[Case, Parity]) -> dict[str, float]:
             result[f"{activation}{name}_p99"] = float(np.percentile(values, 99))
             result[f"{activation}{name}_max"] = float(values.max())
         layers = [layer for parity in group for layer in parity.alone]
-        result[f"{activation}_alone_p99"] = max(layer.percentile_99 for layer in layers)
+        result[f"{activation}_alone_agreeing_min"] = min(layer.agreeing for layer in layers)
         result[f"{activation}_alone_max"] = max(layer.maximum for layer in layers)
         result[f"{activation}_greedy_identical"] = sum(parity.parted_at is None for parity in group) / len(group)
     result["greedy_parted_margin_max"] = max(parity.parted_margin for parity in found.values())

@@ -9,7 +9,7 @@ import pytest
 
 from onebit.errors import DataError, OnebitError
 from onebit.eval.comparison import FLOAT_ACTIVATIONS, ROUNDED_ACTIVATIONS, Spread, Tolerance, spread, tolerance_for
-from onebit.eval.verify import Outputs, compare, verify
+from onebit.eval.verify import Alone, Outputs, compare, verify
 
 from .tables import TableForm
 
@@ -79,13 +79,13 @@ def test_rounded_activations_allow_rare_jumps_only() -> None:
 
 def test_common_jumps_pass_only_when_every_layer_alone_agrees() -> None:
     a, _, common = rare_and_common_jumps()
-    agreeing = compare(a, common, ROUNDED_ACTIVATIONS, [NOTHING, NOTHING])
+    agreeing = compare(a, common, ROUNDED_ACTIVATIONS, [Alone(0.9, 0.01), Alone(1.0, 0.0)])
     assert agreeing.passed
     assert "each layer alone agrees" in agreeing.notes[-1]
-    wrong = compare(a, common, ROUNDED_ACTIVATIONS, [NOTHING, Spread(1e-3, 1e-2, 0.5)])
+    wrong = compare(a, common, ROUNDED_ACTIVATIONS, [Alone(1.0, 0.0), Alone(0.1, 0.01)])
     assert not wrong.passed
     assert "the head, on the same input" in wrong.reasons[-1]
-    assert not compare(a, common, FLOAT_ACTIVATIONS, [NOTHING, NOTHING]).passed  # nothing to excuse floats with
+    assert not compare(a, common, FLOAT_ACTIVATIONS, [Alone(1.0, 0.0)]).passed  # nothing to excuse floats with
 
 
 def test_nan_never_passes() -> None:
