@@ -6,7 +6,7 @@
 A case is a small random model: quantiser, scale granularity, activations, every architecture flag on and off, tied and
 untied, grouped queries, each file layout. Four questions are asked of each:
 
-- logits of six texts of 16 random tokens, torch against engine, as shares of max |logit|;
+- logits of twelve texts of 8 random tokens, torch against engine, as shares of max |logit|;
 - 200 greedy tokens: identical, or parting first where torch's two best logits are closer than rounding explains;
 - decoding token by token gives the bits of the batched run;
 - the scalar kernels give the bits of the fastest ones.
@@ -44,7 +44,7 @@ from onebit.formats.onebit_file import write
 from onebit.models import OneBitConfig, OneBitForCausalLM
 
 PROMPT, GREEDY = 8, 200
-TEXTS, TEXT = 6, 16
+TEXTS, TEXT = 12, 8
 
 # Sizes that no group, tile or vector divides: 160 = 64 + 64 + 32 inputs, 224 = 128 + 96, heads of 40.
 BASE: dict[str, Any] = {

@@ -115,7 +115,8 @@ class VerifyReport:
             worst, found = min(enumerate(self.layers_alone), key=lambda item: (item[1].agreeing, -item[1].maximum))
             name = "the head" if worst == len(self.layers) else _layer_name(worst)
             lines.append(
-                f"  alone   each layer on the same input: worst is {name}: {found.agreeing:.0%} of tokens agree, max {found.maximum:.0e}"
+                f"  alone   each layer on the same input, worst is {name}: "
+                f"{found.agreeing:.0%} of tokens agree, max {found.maximum:.0e}"
             )
         lines += [f"  note    {note}" for note in self.notes]
         lines += [f"  reason  {reason}" for reason in self.reasons]
