@@ -127,6 +127,7 @@ def test_accumulation_is_a_larger_batch(settings: MakeSettings, tmp_path: Path) 
         {"grad_clip_max_norm": 0.01, "weight_decay": 0.0},
         {"weight_decay": 50.0},
         {"adam_beta1": 0.5},
+        {"optimizer": "muon"},
         {"adam_beta2": 0.5},
         {"bf16": True},
         {"batch_size": 2},

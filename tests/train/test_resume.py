@@ -69,8 +69,9 @@ SOFT = {
         {"log_every": 3, "save_every": 4, "accumulation_steps": 2, "eval_every": 4},
         {"lr_decay": "two-stage", "shape": SOFT},
         {"streaming": True, "val_fraction": 0.0},
+        {"optimizer": "muon", "bf16": True},
     ],
-    ids=["plain", "between log lines", "soft and two-stage", "streaming"],
+    ids=["plain", "between log lines", "soft and two-stage", "streaming", "muon"],
 )
 def test_sigterm_saves_and_the_same_call_goes_on_bit_for_bit(
     settings: MakeSettings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, changes: dict[str, Any]

@@ -63,6 +63,12 @@ def train(
     ] = False,
     batch_size: Annotated[int, typer.Option(help="Blocks in a batch.", rich_help_panel=_OPTIMISER)] = 8,
     accumulation_steps: Annotated[int, typer.Option(help="Batches a step.", rich_help_panel=_OPTIMISER)] = 1,
+    optimizer: Annotated[
+        str,
+        typer.Option(
+            help="adamw, or muon: fewer steps for small models trained from scratch.", rich_help_panel=_OPTIMISER
+        ),
+    ] = "adamw",
     lr: Annotated[float, typer.Option(help="Peak learning rate.", rich_help_panel=_OPTIMISER)] = 1.5e-3,
     min_lr: Annotated[float, typer.Option(help="Learning rate at the end.", rich_help_panel=_OPTIMISER)] = 0.0,
     lr_decay: Annotated[

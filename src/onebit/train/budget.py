@@ -8,6 +8,7 @@ import time
 import torch
 from torch import nn
 
+from onebit.optim import Muon, decaying_parameter_names, muon_groups
 from onebit.train.trainer import next_token_loss
 
 __all__ = ["seconds_per_step", "steps_for"]
@@ -25,12 +26,23 @@ def steps_for(seconds: float, per_step: float) -> int:
 
 
 def seconds_per_step(
-    model: nn.Module, *, batch_size: int, block_size: int, vocab_size: int, accumulation_steps: int, bf16: bool
+    model: nn.Module,
+    *,
+    batch_size: int,
+    block_size: int,
+    vocab_size: int,
+    accumulation_steps: int,
+    bf16: bool,
+    muon: bool = False,
 ) -> float:
     """Return the median time of an optimizer step on random tokens; model and random states stay as they were."""
     device = next(model.parameters()).device
     trial = copy.deepcopy(model).train()
-    optimizer = torch.optim.AdamW(trial.parameters(), lr=1e-4, fused=device.type != "mps")
+    optimizer: torch.optim.Optimizer
+    if muon:
+        optimizer = Muon(muon_groups(trial, decaying_parameter_names(trial), 0.1), 1e-4)
+    else:
+        optimizer = torch.optim.AdamW(trial.parameters(), lr=1e-4, fused=device.type != "mps")
     generator = torch.Generator().manual_seed(0)
     ids_BL = torch.randint(vocab_size, (batch_size, block_size), generator=generator).to(device)
     times: list[float] = []

@@ -19,6 +19,7 @@ _DECIDING = (
     "batch_size",
     "accumulation_steps",
     "max_minutes",
+    "optimizer",
     "lr",
     "min_lr",
     "lr_decay",

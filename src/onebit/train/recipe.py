@@ -146,6 +146,7 @@ def steps_within(
         vocab_size=config.vocab_size,
         accumulation_steps=settings.accumulation_steps,
         bf16=settings.bf16,
+        muon=settings.optimizer == "muon",
     )
     steps = torch.tensor([steps_for(settings.max_minutes * 60.0, per_step)], device=arguments.device)
     if arguments.world_size > 1:
@@ -180,6 +181,7 @@ def make_trainer(
         validation=data.validation,
         tokenizer=data.tokenizer,
         learning_rate=rate,
+        muon=settings.optimizer == "muon",
         label_smoothing=settings.label_smoothing,
         tokens_per_byte=ratio,
         callbacks=callbacks,

@@ -14,10 +14,11 @@ from typing import Any, Literal, get_args
 from onebit.errors import ConfigError, nearest_name
 from onebit.optim import Decay
 
-__all__ = ["Device", "Tracker", "TrainSettings"]
+__all__ = ["Device", "Optimizer", "Tracker", "TrainSettings"]
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Tracker = Literal["none", "wandb", "tensorboard"]
+Optimizer = Literal["adamw", "muon"]
 
 _POSITIVE = ("batch_size", "accumulation_steps", "max_steps", "log_every")
 _NOT_NEGATIVE = ("lr", "min_lr", "lr_warmup_steps", "save_every", "eval_every", "weight_decay", "grad_clip_max_norm")
@@ -52,6 +53,7 @@ class TrainSettings:
     accumulation_steps: int = 1
     max_steps: int = 1000
     max_minutes: float | None = None
+    optimizer: Optimizer = "adamw"
     lr: float = 1.5e-3
     min_lr: float = 0.0
     lr_decay: Decay = "cosine"
@@ -94,7 +96,7 @@ class TrainSettings:
         for name in ("threads", "vocab_size"):
             self._check(name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")
         self._check("max_minutes", self.max_minutes is None or self.max_minutes > 0, "more than 0")
-        for name, kind in (("lr_decay", Decay), ("device", Device), ("report_to", Tracker)):
+        for name, kind in (("optimizer", Optimizer), ("lr_decay", Decay), ("device", Device), ("report_to", Tracker)):
             known = get_args(kind)
             value = getattr(self, name)
             self._check(name, value in known, f"one of {', '.join(known)}{nearest_name(str(value), known)}")

@@ -19,7 +19,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from onebit.data import BlockStream, PackedBlocks, RunSampler, TextTokenizer, collate
 from onebit.errors import OnebitError
-from onebit.optim import LearningRate, decaying_parameter_names
+from onebit.optim import LearningRate, Muon, decaying_parameter_names, muon_groups
 from onebit.train.checkpoints import AtomicCheckpoints
 from onebit.train.code_metrics import CodeMetrics
 
@@ -55,11 +55,13 @@ class OneBitTrainer(AtomicCheckpoints):
         validation: PackedBlocks | None,
         tokenizer: TextTokenizer,
         learning_rate: LearningRate,
+        muon: bool = False,
         label_smoothing: float = 0.0,
         tokens_per_byte: float | None = None,
         callbacks: list[Any] | None = None,
     ) -> None:
         self.learning_rate = learning_rate
+        self.muon = muon
         self.label_smoothing = label_smoothing
         self.train_blocks = train_blocks
         self.validation = validation
@@ -100,6 +102,19 @@ class OneBitTrainer(AtomicCheckpoints):
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Matrices of layers decay; norms, biases and embeddings do not."""
         return decaying_parameter_names(model)
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """AdamW by transformers, or our Muon."""
+        if not self.muon or self.optimizer is not None:
+            return super().create_optimizer(model) if model is not None else super().create_optimizer()
+        trained: Any = self.model if model is None else model
+        args = self.args
+        self.optimizer = Muon(
+            muon_groups(trained, decaying_parameter_names(trained), args.weight_decay),
+            args.learning_rate,
+            betas=(args.adam_beta1, args.adam_beta2),
+        )
+        return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The learning rate as our function of the step."""
