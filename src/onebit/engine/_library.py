@@ -159,9 +159,16 @@ def _file_name() -> str:
 
 
 def _candidates() -> list[Path]:
-    """Places to look, best first: the one named in the environment, the wheel's, the build folder of a checkout."""
+    """Places to look, best first: the one named in the environment, the wheel's, the build folder of a checkout.
+
+    Installed in place, the package has two folders: the sources and, with the library, the environment's.
+    """
+    from onebit import engine
+
     here = Path(__file__).resolve().parent
-    places = [here / "lib" / _file_name(), here.parents[2] / "build" / "engine" / _file_name()]
+    folders = list(dict.fromkeys([here, *(Path(folder) for folder in engine.__path__)]))
+    places = [folder / "lib" / _file_name() for folder in folders]
+    places.append(here.parents[2] / "build" / "engine" / _file_name())
     named = os.environ.get(_ENVIRONMENT)
     return [Path(named)] if named else places
 
