@@ -159,8 +159,8 @@ static ob_status check_description(const ob_description *d, ob_error *error) {
                        d->mlp, d->position, d->flags);
     if (d->position == OB_POSITION_ROPE && d->head_dim % 2)
         return ob_fail(error, OB_ERROR_FORMAT, "model description: rope needs an even head_dim, got %u", d->head_dim);
-    if (!(d->norm_eps > 0.0f && d->norm_eps < 1.0f))
-        return ob_fail(error, OB_ERROR_FORMAT, "model description: norm_eps is not a number between 0 and 1");
+    if (!(d->norm_eps > 0.0f && d->norm_eps <= 1.0f))
+        return ob_fail(error, OB_ERROR_FORMAT, "model description: norm_eps is not a positive number up to 1");
     if (!(d->rope_theta >= 1.0f && d->rope_theta <= 1e15f))
         return ob_fail(error, OB_ERROR_FORMAT, "model description: rope_theta is not a number from 1 to 1e15");
     if (!(d->residual_scale > 0.0f && d->residual_scale <= 1e3f))

@@ -21,7 +21,11 @@ POSITIONS = ("learned", "rope")
 NO_TOKEN = 0xFFFFFFFF
 
 _STRUCT = struct.Struct("<8I4I3fI3I13I")
-_LARGEST = 1 << 24  # any one dimension; far above every model, far below what overflows 64-bit products of two
+# Rows of a matrix product stay below 2^17 inputs: 131072 int8 codes of -128 times inputs of 127 is still below 2^31.
+_LARGEST_WIDTH = 1 << 17
+_LARGEST_COUNT = 1 << 24  # vocabulary and positions; far above every model, far below what overflows a 64-bit product
+_COUNTS = ("vocab_size", "max_seq_len")
+_FLOATS = {"norm_eps": (0.0, 1.0), "rope_theta": (1.0, 1e15), "residual_scale": (0.0, 1e3)}
 _QK_NORM, _SUB_NORM, _TIED = 1, 2, 4
 
 
@@ -65,15 +69,16 @@ class ModelDescription:
     def __post_init__(self) -> None:
         for name in _SIZES:
             value = getattr(self, name)
-            if not 1 <= value <= _LARGEST:
-                raise FormatError(f"model description: {name} must be 1 to {_LARGEST}, got {value}")
+            largest = _LARGEST_COUNT if name in _COUNTS else _LARGEST_WIDTH
+            if not 1 <= value <= largest:
+                raise FormatError(f"model description: {name} must be 1 to {largest}, got {value}")
         if self.num_layers >= 0xFFFF:
             raise FormatError(f"model description: num_layers must be below 65535, got {self.num_layers}")
-        for name in ("norm_eps", "rope_theta", "residual_scale"):
+        for name, (low, high) in _FLOATS.items():
             value = _as_float32(getattr(self, name))
             object.__setattr__(self, name, value)  # what the file can hold, so that a round trip is equal
-            if not (math.isfinite(value) and value > 0):
-                raise FormatError(f"model description: {name} must be a positive number, got {value}")
+            if not (value > 0 and low <= value <= _as_float32(high)):
+                raise FormatError(f"model description: {name} must be positive and {low:g} to {high:g}, got {value}")
         for name, known in (("norm", NORMS), ("mlp", MLPS), ("position", POSITIONS)):
             if getattr(self, name) not in known:
                 raise FormatError(
@@ -95,8 +100,8 @@ class ModelDescription:
             )
         if self.position == "rope" and self.head_dim % 2:
             raise FormatError(f"model description: rope needs an even head_dim, got {self.head_dim}")
-        if self.num_heads * self.head_dim > _LARGEST:
-            raise FormatError(f"model description: num_heads * head_dim must be at most {_LARGEST}")
+        if self.num_heads * self.head_dim > _LARGEST_WIDTH:
+            raise FormatError(f"model description: num_heads * head_dim must be at most {_LARGEST_WIDTH}")
 
     def to_bytes(self) -> bytes:
         """The 128 bytes of the MODEL section."""
