@@ -95,6 +95,6 @@ def test_files_that_cannot_be_scored(tmp_path: Path) -> None:
 
 def test_the_record_has_the_keys_of_a_result_file() -> None:
     record = json.loads(evaluate(random_form(), TEXT).record(model="m", data="d").to_json())
-    assert list(record) == ["benchmark", "config", "figures", "date", "commit", "machine", "versions"]
+    assert list(record) == ["benchmark", "date", "commit", "machine", "versions", "config", "figures"]
     assert record["config"]["model"] == "m"
     assert all(value is None or isinstance(value, int | float) for value in record["figures"].values())

@@ -10,6 +10,8 @@ from types import ModuleType
 
 import pytest
 
+from onebit.eval.record import _slug
+
 RECORD = Path(__file__).parents[2] / "benchmarks" / "record.py"
 
 
@@ -43,6 +45,6 @@ def test_extra_keys_must_not_hide_standard_ones(record: ModuleType) -> None:
         record.write_result("speed", {}, {}, {"figures": {}})
 
 
-def test_a_processor_name_becomes_a_short_file_name(record: ModuleType) -> None:
-    assert record._slug("AMD EPYC 7B13 64-Core Processor") == "amd-epyc-7b13"
-    assert record._slug("Intel(R) Xeon(R) CPU @ 2.20GHz") == "intel-xeon"
+def test_a_processor_name_becomes_a_short_file_name() -> None:
+    assert _slug("AMD EPYC 7B13 64-Core Processor") == "amd-epyc-7b13"
+    assert _slug("Intel(R) Xeon(R) CPU @ 2.20GHz") == "intel-xeon"

@@ -23,7 +23,7 @@ from onebit.cli.sampling import (
 )
 
 if TYPE_CHECKING:
-    from onebit.engine import Model, Stats
+    from onebit.engine import Stats
 
 __all__ = ["generate"]
 
@@ -77,7 +77,7 @@ def generate(
         "repetition_penalty": repetition_penalty,
         "seed": seed,
     }
-    pieces = loaded.generate(_start(loaded, text), stop=stop or [], **sampling)
+    pieces = loaded.generate(text, stop=stop or [], **sampling)
     if json:
         _print_json(path, text, "".join(pieces), sampling, pieces.stats)
         return
@@ -102,16 +102,6 @@ def _model_and_prompt(model: str | None, prompt: str | None, model_dir: Path | N
     if model is not None and prompt is None and (model == "-" or (" " in model and not Path(model).exists())):
         return None, model
     return model, prompt
-
-
-def _start(model: Model, text: str) -> list[int]:
-    """Token ids to continue: the model's BOS, when it has one, and the text. Nothing at all starts from a new line."""
-    tokenizer: Any = model.tokenizer
-    ids = tokenizer.encode(text, add_special_tokens=False).ids
-    bos = model.description.bos
-    if bos is not None and ids[:1] != [bos]:
-        ids = [bos, *ids]
-    return list(ids or tokenizer.encode("\n", add_special_tokens=False).ids)
 
 
 def _print_json(path: Path, prompt: str, text: str, sampling: dict[str, Any], stats: Stats) -> None:

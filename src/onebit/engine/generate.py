@@ -132,7 +132,7 @@ class Generation(Iterator[str]):
         if max_new_tokens < 1:
             raise EngineError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
         self._tokenizer = model.tokenizer
-        self._prompt = self._tokenizer.encode(prompt).ids if isinstance(prompt, str) else list(prompt)
+        self._prompt = model.encode(prompt) if isinstance(prompt, str) else list(prompt)
         if not self._prompt:
             raise EngineError("the prompt is empty: give at least one token to start from")
         longest = session.max_positions if session else model.description.max_seq_len

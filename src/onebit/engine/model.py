@@ -103,6 +103,14 @@ class Model:
             raise EngineError(f"{self.path} has no tokenizer inside; export it with one, or pass token ids")
         return Tokenizer.from_str(text.decode("utf-8"))
 
+    def encode(self, text: str) -> list[int]:
+        """Token ids that start a text: the model's BOS, when it has one, and the text. Nothing at all is a new line."""
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        bos = self.description.bos
+        if bos is not None and ids[:1] != [bos]:
+            return [bos, *ids]
+        return ids or self.tokenizer.encode("\n", add_special_tokens=False).ids
+
     @cached_property
     def chat_template(self) -> str | None:
         """The Jinja chat template inside the file, if any."""
