@@ -91,7 +91,9 @@ def test_stop_string_inside_a_generation(model: Model) -> None:
 
 
 def test_context_end_and_prompt_too_long(make_file: Callable[..., Any], byte_tokenizer: Tokenizer) -> None:
-    path, _ = make_file({"vocab_size": 256, "eos": None, "max_seq_len": 8}, tokenizer_json=byte_tokenizer.to_str())
+    path, _ = make_file(
+        {"vocab_size": 256, "bos": None, "eos": None, "max_seq_len": 8}, tokenizer_json=byte_tokenizer.to_str()
+    )
     generation = Model(path).generate("abcde", max_new_tokens=20)
     "".join(generation)
     assert generation.stats.stopped_by == "context"
@@ -139,3 +141,12 @@ def test_sampled_tokens_are_the_same_on_every_isa(model: Model, isa: str) -> Non
 def test_unknown_option(model: Model) -> None:
     with pytest.raises(TypeError):
         model.generate([1], temprature=1.0)
+
+
+@pytest.mark.parametrize(("bos", "text", "same_as"), [(7, "ab", "ab"), (None, "ab", "ab"), (None, "", "\n")])
+def test_a_prompt_starts_with_the_models_bos(
+    make_file: Callable[..., Any], byte_tokenizer: Tokenizer, bos: int | None, text: str, same_as: str
+) -> None:
+    path, _ = make_file({"vocab_size": 256, "bos": bos}, tokenizer_json=byte_tokenizer.to_str())
+    start = [] if bos is None else [bos]
+    assert Model(path).encode(text) == [*start, *byte_tokenizer.encode(same_as).ids]
