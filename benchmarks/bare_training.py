@@ -1,8 +1,8 @@
 """The training loop of the quality benchmark: as little as possible between the two methods that are compared.
 
-Everything but the quantiser is the same for all methods: the initial weights, the batches and their order, AdamW's
-settings, the schedule's shape. `onebit train` does the same through the Trainer; here the loop is bare, so that a run
-of a few minutes on one core spends its time in the model and a reader can check the protocol on one page.
+All methods share everything but the quantiser and the learning rate: the initial weights, the batches and their order,
+the optimizer, the schedule's shape. `onebit train` does the same through the Trainer; here the loop is bare, so that a
+run of a few minutes on one core spends its time in the model and a reader can check the protocol on one page.
 
 Shape suffixes: N tokens of a text, B windows in a batch, T positions of a window, C hidden size.
 """
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from onebit.eval.perplexity import windows
 from onebit.models import OneBitConfig, OneBitForCausalLM
-from onebit.optim import LearningRate, decaying_parameter_names
+from onebit.optim import LearningRate, Muon, decaying_parameter_names, muon_groups
 
 EVALUATION_BATCH = 16  # windows scored at once
 
@@ -34,8 +34,9 @@ class Run:
     learning_rate: float
     steps: int
     seed: int
-    batch_size: int = 4
+    batch_size: int = 8
     context: int = 128
+    optimizer: str = "muon"
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.95)
     warmup_fraction: float = 0.05
@@ -106,9 +107,11 @@ def train(
     return trained
 
 
-def make_optimizer(model: OneBitForCausalLM, run: Run) -> torch.optim.AdamW:
-    """AdamW; weight decay on the matrices of the layers only, as `onebit train` does."""
+def make_optimizer(model: OneBitForCausalLM, run: Run) -> torch.optim.Optimizer:
+    """Muon or AdamW; weight decay on the matrices of the layers only, as `onebit train` does."""
     decaying = set(decaying_parameter_names(model))
+    if run.optimizer == "muon":
+        return Muon(muon_groups(model, decaying, run.weight_decay), run.learning_rate, betas=run.betas)
     groups = [
         {"params": [p for name, p in model.named_parameters() if name in decaying], "weight_decay": run.weight_decay},
         {"params": [p for name, p in model.named_parameters() if name not in decaying], "weight_decay": 0.0},

@@ -41,7 +41,7 @@ SHAPE: dict[str, Any] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output-dir", type=Path, default=Path("runs/tiny"))
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--threads", type=int, default=None, help="processor threads [default: all]")
     arguments = parser.parse_args()
     try:
@@ -59,7 +59,7 @@ def make(folder: Path, steps: int, threads: int | None) -> Path:
         overrides=SHAPE,
         vocab_size=2048,
         val_fraction=0.03,
-        batch_size=8,
+        batch_size=4,
         max_steps=steps,
         optimizer="muon",
         lr=4e-3,
