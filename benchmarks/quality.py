@@ -6,11 +6,11 @@ DIR holds `wikitext-2/{test,valid}.txt` and `tinyshakespeare/input.txt`. Only `s
 
 Protocol. WikiText-2: train on test.txt, evaluate on valid.txt (no train split is at hand). tinyshakespeare: the first
 90 % and the last 10 %. A byte-level BPE is trained on the training text. All methods share the shape, the initial
-weights of a seed, the batches and their order, the optimizer, weight decay, clipping, the shape of the schedule and the
-number of steps. Each method has its own peak learning rate for each text: the best of one grid, the same grid for all, on a
-seed that is used for nothing else, in shorter runs. Every run is judged at its best checkpoint, chosen on a fixed part
-of the validation text; its loss is then taken over the whole validation text in float32. There is no third split: both
-choices see the validation text, for every method alike, which flatters all losses a little.
+weights of a seed, the batches and their order, the optimizer, weight decay, clipping, the shape of the schedule and
+the number of steps. Each method has its own peak learning rate for each text: the best of one grid, the same grid for
+all, on a seed that is used for nothing else, in shorter runs. Every run is judged at its best checkpoint, chosen on a
+fixed part of the validation text; its loss is then taken over the whole validation text in float32. There is no third
+split: both choices see the validation text, for every method alike, which flatters all losses a little.
 
 Finished runs are kept in --runs-dir, so a benchmark that was killed goes on where it stopped and loses at most the runs
 in flight.
