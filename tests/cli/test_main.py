@@ -150,8 +150,6 @@ def test_flags_with_underscores_but_values_untouched(probe: list[object], flag: 
 def test_completion_lists_commands_and_options() -> None:
     commands = onebit(_ONEBIT_COMPLETE="complete_bash", COMP_WORDS="onebit ch", COMP_CWORD="1")
     assert commands.stdout.split() == ["chat"]
-    script = onebit("--show-completion", "bash")
-    assert script.returncode in (0, 2)  # shell detection varies with the parent process; the script itself:
     source = onebit(_ONEBIT_COMPLETE="source_bash")
     assert "_ONEBIT_COMPLETE" in source.stdout
 
