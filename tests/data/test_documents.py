@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 
-from onebit.data import documents
+from onebit.data import documents, hub
 from onebit.data.documents import Piece, TextSource, hold_out, open_source
 from onebit.data.stdlib_corpus import EXCLUDED_FOLDERS, stdlib_files
 from onebit.errors import DataError
@@ -146,9 +147,29 @@ def test_a_hub_name_that_cannot_be_had_is_one_line(monkeypatch: pytest.MonkeyPat
         raise ConnectionError("no network\nsecond line")
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
+    monkeypatch.setattr(hub, "_hub_answers", lambda name: True)
     with pytest.raises(DataError, match="cannot be had: no network") as caught:
         open_source("someone/some-data")
     assert "\n" not in str(caught.value)
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    hub_client = pytest.importorskip("huggingface_hub")
+    pytest.importorskip("datasets")
+
+    def no_network(*args: object, **kwargs: object) -> None:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(hub_client.HfApi, "dataset_info", no_network)
+    before = hub_client.constants.HF_HUB_OFFLINE
+    began = time.monotonic()
+    with pytest.raises(DataError, match="the hub does not answer, and it is not in the cache"):
+        open_source("someone/mistyped-folder")
+    assert time.monotonic() - began < 5
+    assert "Retrying" not in capfd.readouterr().err
+    assert before == hub_client.constants.HF_HUB_OFFLINE
 
 
 def test_a_hub_data_set_is_read_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,6 +182,7 @@ def test_a_hub_data_set_is_read_by_name(monkeypatch: pytest.MonkeyPatch) -> None
         return {"train": table, "validation": table.select([0])}
 
     monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(hub, "_hub_answers", lambda name: True)
     source = open_source("someone/some-data:small")
     assert asked == [("someone/some-data", "small", False)]
     assert texts(source) == ["a", "b"]

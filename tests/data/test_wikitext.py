@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from onebit.data import hub
 from onebit.data.documents import open_source
 from onebit.data.wikitext import download_wikitext
 from onebit.errors import DataError
@@ -13,10 +14,15 @@ from onebit.errors import DataError
 datasets = pytest.importorskip("datasets")
 
 
+@pytest.fixture(autouse=True)
+def hub_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "_hub_answers", lambda name: True)
+
+
 def test_the_three_files_are_written_and_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = datasets.Dataset.from_dict({"text": [" = Title = \n", "", " Some text . \n"]})
     monkeypatch.setattr(
-        datasets, "load_dataset", lambda name, config: dict.fromkeys(("train", "validation", "test"), table)
+        datasets, "load_dataset", lambda name, config, streaming: dict.fromkeys(("train", "validation", "test"), table)
     )
     folder = tmp_path / "wikitext-2"
     download_wikitext("wikitext-2", folder)
@@ -24,12 +30,12 @@ def test_the_three_files_are_written_and_read_back(tmp_path: Path, monkeypatch: 
     source = open_source(str(folder))
     assert [piece.text for piece in source.pieces()] == [" = Title = \n Some text . \n"]
     assert source.validation is not None
-    monkeypatch.setattr(datasets, "load_dataset", lambda *args: pytest.fail("downloaded again"))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: pytest.fail("downloaded again"))
     download_wikitext("wikitext-2", folder)
 
 
 def test_without_the_hub_it_says_what_to_put_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*args: object) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
         raise ConnectionError("offline")
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)

@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
+from onebit.data.hub import load_hub_dataset
 from onebit.data.stdlib_corpus import stdlib_files
 from onebit.errors import DataError, MissingExtraError
 
@@ -67,7 +68,7 @@ def open_source(data: str, *, text_column: str = "text", streaming: bool = False
         return _from_folder(path, text_column, by_content=not streaming)
     if _HUB_NAME.match(data) and not data.endswith(SUFFIXES):
         return _from_hub(data, text_column, streaming=streaming)
-    raise DataError(f"--data: no file or folder '{data}'; give a path, 'stdlib' or a Hugging Face data set name")
+    raise DataError(f"no file or folder '{data}'; give a path, 'stdlib' or a Hugging Face data set name")
 
 
 def hold_out(source: TextSource, fraction: float) -> tuple[TextSource, TextSource | None]:
@@ -118,7 +119,7 @@ def _select_tail(pieces: Iterator[Piece], fraction: float, held_out: bool) -> It
 def _from_folder(folder: Path, text_column: str, *, by_content: bool) -> TextSource:
     files = [(str(p.relative_to(folder)), p) for p in sorted(folder.rglob("*")) if p.suffix in SUFFIXES]
     if not files:
-        raise DataError(f"--data: folder '{folder}' holds no {', '.join(SUFFIXES)} file")
+        raise DataError(f"the folder '{folder}' holds no {', '.join(SUFFIXES)} file")
     train = [f for f in files if _TRAIN_NAME.match(f[1].name)]
     validation = [f for f in files if _VALIDATION_NAME.match(f[1].name)]
     if train and validation:
@@ -214,20 +215,15 @@ def _read_parquet(name: str, path: Path, text_column: str) -> Iterator[Piece]:
 
 
 def _from_hub(data: str, text_column: str, *, streaming: bool) -> TextSource:
-    try:
-        import datasets
-    except ImportError:
-        raise MissingExtraError("train", f"the data set '{data}'") from None
     name, _, config = data.partition(":")
     try:
-        splits: Any = datasets.load_dataset(name, config or None, streaming=streaming)
-    except Exception as error:  # the hub client raises many kinds, all of which mean: not to be had
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        splits = load_hub_dataset(name, config or None, streaming=streaming)
+    except DataError as error:
         raise DataError(
-            f"--data: '{data}' is no file or folder here, and as a Hugging Face data set it cannot be had: {reason}"
+            f"'{data}' is no file or folder here, and as a Hugging Face data set it cannot be had: {error}"
         ) from None
     if "train" not in splits:
-        raise DataError(f"--data: '{data}' has no split 'train', only {', '.join(splits)}")
+        raise DataError(f"the data set '{data}' has no split 'train', only {', '.join(splits)}")
 
     def source(split: str, validation: TextSource | None = None) -> TextSource:
         table = splits[split]

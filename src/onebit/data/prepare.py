@@ -80,7 +80,7 @@ def tokenizer_for(source: TextSource, vocab_size: int, cache: Path, say: Callabl
     reader = _Limited(source, TOKENIZER_CHARACTERS)
     tokenizer = train_tokenizer(reader, vocab_size)
     if not reader.characters:
-        raise DataError(f"--data: {source.description} holds no text to train a tokenizer on")
+        raise DataError(f"{source.description} holds no text to train a tokenizer on")
     tokenizer.save(folder)
     return tokenizer
 
@@ -127,7 +127,7 @@ def prepare(
     if streaming:
         first = next(iter(split.train.pieces()), None)
         if first is None:
-            raise DataError(f"--data: {split.train.description} holds no text")
+            raise DataError(f"{split.train.description} holds no text")
         train = BlockStream(split.train, tokenizer, block_size, seed=seed)
         say(f"streaming {split.train.description}, {block_size} tokens a block")
     else:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from onebit.errors import DataError, MissingExtraError
+from onebit.data.hub import load_hub_dataset
+from onebit.errors import DataError
 
 __all__ = ["CORPORA", "SPLIT_FILES", "download_wikitext"]
 
@@ -36,15 +37,10 @@ def download_wikitext(name: str, folder: Path) -> list[Path]:
 
 def _load(name: str, folder: Path) -> Any:
     try:
-        import datasets
-    except ImportError:
-        raise MissingExtraError("train", f"onebit data {name}") from None
-    try:
-        return datasets.load_dataset(_HUB_NAME, CORPORA[name])
-    except Exception as error:  # the hub client raises many kinds, all of which mean: not to be had
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return load_hub_dataset(_HUB_NAME, CORPORA[name])
+    except DataError as error:
         files = ", ".join(SPLIT_FILES.values())
         raise DataError(
-            f"cannot download {name} ({reason}). Put the raw corpus ({CORPORA[name]}) as {files} into '{folder}' "
+            f"cannot download {name} ({error}). Put the raw corpus ({CORPORA[name]}) as {files} into '{folder}' "
             f"and train with --data {folder}"
         ) from None
