@@ -1,6 +1,7 @@
 """Train, fine-tune, compress, search, export and run 1-bit and 1.58-bit language models.
 
-Every name below is loaded on first use, so that ``import onebit`` costs milliseconds and never imports torch.
+Every name below is loaded on first use, so that ``import onebit`` costs milliseconds and never imports torch. What
+runs a model needs numpy and tokenizers only; a name that needs an extra which is not installed says which.
 """
 
 from __future__ import annotations
@@ -8,16 +9,25 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from onebit.errors import missing_extra
+
 __version__ = "0.1.0"
 
+# __init__.pyi says the same to type checkers; a test compares the two.
 _HOME_OF: dict[str, str] = {
     "OnebitError": "onebit.errors",
+    "Model": "onebit.engine",
+    "load": "onebit.engine",
+    "WeightQuantizer": "onebit.quant",
+    "quantize": "onebit.quant",
+    "dequantize": "onebit.quant",
+    "fake_quantize": "onebit.quant",
     "BitLinear": "onebit.nn",
     "Schedule": "onebit.nn",
     "OneBitConfig": "onebit.models",
     "OneBitForCausalLM": "onebit.models",
-    "Model": "onebit.engine",
-    "load": "onebit.engine",
+    "TrainSettings": "onebit.train",
+    "verify": "onebit.eval.verify",
 }
 
 __all__ = [*_HOME_OF, "__version__"]
@@ -28,7 +38,10 @@ def __getattr__(name: str) -> Any:
         home = _HOME_OF[name]
     except KeyError:
         raise AttributeError(f"module 'onebit' has no attribute '{name}'") from None
-    value = getattr(importlib.import_module(home), name)
+    try:
+        value = getattr(importlib.import_module(home), name)
+    except ModuleNotFoundError as error:
+        raise (missing_extra(error, f"onebit.{name}") or error) from None
     globals()[name] = value
     return value
 

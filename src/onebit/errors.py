@@ -10,14 +10,26 @@ import difflib
 from collections.abc import Iterable
 
 __all__ = [
+    "EXTRAS",
     "ConfigError",
     "DataError",
     "EngineError",
     "FormatError",
     "MissingExtraError",
     "OnebitError",
+    "missing_extra",
     "nearest_name",
 ]
+
+# The modules each extra of pyproject.toml brings; a test compares the two.
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "train": ("torch", "transformers", "accelerate", "datasets", "safetensors", "trl", "peft", "matplotlib"),
+    "serve": ("fastapi", "uvicorn"),
+    "search": ("networkx", "scipy"),
+    "formats": ("gguf", "huggingface_hub"),
+    "eval": ("lm_eval",),
+    "gpu": ("triton",),
+}
 
 
 class OnebitError(ValueError):
@@ -40,13 +52,20 @@ class EngineError(OnebitError):
     """The C engine is not there or refused a request."""
 
 
-class MissingExtraError(OnebitError):
+class MissingExtraError(OnebitError, ImportError):
     """A feature needs an optional dependency that is not installed."""
 
     def __init__(self, extra: str, name: str) -> None:
         super().__init__(f"{name} needs the extra '{extra}': pip install 'onebit[{extra}]'")
         self.extra = extra
         self.name = name
+
+
+def missing_extra(error: ModuleNotFoundError, name: str) -> MissingExtraError | None:
+    """The error to raise instead when `name` failed on a module that an extra brings, None for any other module."""
+    module = (error.name or "").partition(".")[0]
+    extra = next((extra for extra, modules in EXTRAS.items() if module in modules), None)
+    return None if extra is None else MissingExtraError(extra, name)
 
 
 def nearest_name(given: str, known: Iterable[str]) -> str:

@@ -104,6 +104,10 @@ def probe(monkeypatch: pytest.MonkeyPatch) -> list[object]:
             raise OnebitError("two\nlines")
         if what == "missing":
             open("no/such/file")  # noqa: SIM115
+        if what == "rename":
+            os.replace(__file__, "no/such/target")
+        if what == "extra":
+            raise ModuleNotFoundError("No module named 'gguf.reader'", name="gguf.reader")
         if what == "interrupt":
             raise KeyboardInterrupt
         if what == "bug":
@@ -124,6 +128,8 @@ def probe(monkeypatch: pytest.MonkeyPatch) -> list[object]:
         ("ok", 0, ""),
         ("mistake", 2, "error: two lines\n"),
         ("missing", 2, "error: no/such/file: No such file or directory\n"),
+        ("rename", 2, "error: no/such/target: No such file or directory\n"),
+        ("extra", 2, "error: onebit probe needs the extra 'formats': pip install 'onebit[formats]'\n"),
         ("interrupt", 130, ""),
         ("three", 3, ""),
     ],

@@ -14,22 +14,12 @@ from typing import Any
 
 import onebit
 from onebit.cli.model_path import cache_dir, tiny_model_path
-from onebit.errors import OnebitError
+from onebit.errors import EXTRAS, OnebitError
 from onebit.eval.record import machine, versions
 
-__all__ = ["EXTRAS", "findings"]
+__all__ = ["findings"]
 
 Facts = dict[str, Any]
-
-# The modules each extra of pyproject.toml brings; a test compares the two.
-EXTRAS: dict[str, tuple[str, ...]] = {
-    "train": ("torch", "transformers", "accelerate", "datasets", "safetensors", "trl", "peft", "matplotlib"),
-    "serve": ("fastapi", "uvicorn"),
-    "search": ("networkx", "scipy"),
-    "formats": ("gguf", "huggingface_hub"),
-    "eval": ("lm_eval",),
-    "gpu": ("triton",),
-}
 
 # Instruction sets that matter to 1-bit kernels, under the names Linux gives them.
 _FEATURES = (

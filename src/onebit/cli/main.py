@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, NoReturn
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from onebit.errors import OnebitError, nearest_name
+from onebit.errors import OnebitError, missing_extra, nearest_name
 
 __all__ = ["COMMANDS", "CommandLine", "app", "run"]
 
@@ -184,10 +184,15 @@ def execute(argv: Sequence[str]) -> int:
         if os.environ.get("ONEBIT_TRACEBACK"):
             raise
         return _fail(str(problem))
+    except ModuleNotFoundError as problem:
+        extra = missing_extra(problem, f"onebit {argv[0]}")
+        if extra is None or os.environ.get("ONEBIT_TRACEBACK"):
+            raise
+        return _fail(str(extra))
     except OSError as problem:
         if problem.filename is None or os.environ.get("ONEBIT_TRACEBACK"):
             raise
-        return _fail(f"{problem.filename}: {problem.strerror}")
+        return _fail(f"{problem.filename2 or problem.filename}: {problem.strerror}")
     return code if isinstance(code, int) else 0
 
 
