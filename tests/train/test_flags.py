@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from onebit.errors import ConfigError, DataError, MissingExtraError
+from onebit.errors import ConfigError, DataError
 from onebit.models import OneBitConfig, OneBitForCausalLM
 from onebit.train import TrainSettings, arguments, recipe, train
 from onebit.train.metrics_log import read_metrics
@@ -249,7 +249,7 @@ def test_wandb_is_offline_by_default_and_named_when_missing(
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match="wandb"):
+    with pytest.raises(ConfigError, match="--report-to wandb: it is not installed; pip install wandb"):
         arguments.prepare_tracker(settings(report_to="wandb"))
     assert os.environ["WANDB_MODE"] == "offline"
 
@@ -268,6 +268,10 @@ def test_wandb_is_offline_by_default_and_named_when_missing(
         ({"report_to": "mlflow"}, "--report-to is 'mlflow'"),
         ({"threads": 0}, "--threads is 0"),
         ({"vocab_size": 300}, "--vocab-size trains a tokenizer"),
+        ({"seed": 2**32}, "--seed is 4294967296"),
+        ({"max_minutes": math.inf}, "--max-minutes is inf"),
+        ({"preset": "llama", "config": Path("config.json")}, "--config and --preset each describe a whole model"),
+        ({"preset": "llama", "init_from": Path("there")}, "--init-from brings its own configuration"),
     ],
 )
 def test_bad_settings_are_refused_by_their_flag(settings: MakeSettings, changes: dict[str, Any], message: str) -> None:
@@ -288,6 +292,7 @@ def test_bad_settings_are_refused_by_their_flag(settings: MakeSettings, changes:
         ({"eval_every": 2, "val_fraction": 0.0}, ConfigError, "--eval-every needs validation text"),
         ({"preset": "bitnett"}, ConfigError, "did you mean 'bitnet'"),
         ({"device": "mps"}, ConfigError, "--device mps"),
+        ({"tokenizer": None, "vocab_size": 10}, ConfigError, "--vocab-size is 10"),
     ],
 )
 def test_bad_input_leaves_nothing_behind(
@@ -303,12 +308,23 @@ def test_bad_input_leaves_nothing_behind(
     assert not run.output_dir.exists()
 
 
-def test_empty_text_is_refused(settings: MakeSettings, tmp_path: Path) -> None:
+@pytest.mark.parametrize("changes", [{}, {"streaming": True}, {"tokenizer": None, "vocab_size": 300}])
+def test_empty_text_is_refused(settings: MakeSettings, tmp_path: Path, changes: dict[str, Any]) -> None:
     (tmp_path / "empty.txt").write_text("")
-    run = settings(data=str(tmp_path / "empty.txt"))
-    with pytest.raises(DataError, match="empty"):
+    run = settings(data=str(tmp_path / "empty.txt"), cache_dir=None, **changes)
+    with pytest.raises(DataError, match=r"empty|holds no text"):
         train(run)
-    assert not list(run.output_dir.glob("*")) or not list(run.output_dir.glob("*.safetensors"))
+    assert not run.output_dir.exists()
+
+
+def test_a_folder_that_was_there_stays(settings: MakeSettings, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("")
+    run = settings(data=str(tmp_path / "empty.txt"), cache_dir=None)
+    run.output_dir.mkdir()
+    (run.output_dir / "notes.txt").write_text("mine")
+    with pytest.raises(DataError):
+        train(run)
+    assert (run.output_dir / "notes.txt").read_text() == "mine"
 
 
 def test_a_loss_that_explodes_is_one_clear_line(settings: MakeSettings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,8 +28,9 @@ def train(
     output_dir: Annotated[Path, typer.Option(help="Folder for the model and checkpoints.", rich_help_panel=_RUN)],
     config: Annotated[Path | None, typer.Option(help="The model's config.json.", rich_help_panel=_MODEL)] = None,
     preset: Annotated[
-        str, typer.Option(help="Without --config: bitnet, seed, llama or qwen3.", rich_help_panel=_MODEL)
-    ] = "bitnet",
+        str | None,
+        typer.Option(help="Instead of --config: bitnet (the default), seed, llama or qwen3.", rich_help_panel=_MODEL),
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option(

@@ -1,4 +1,4 @@
-"""Our settings in the words of transformers' TrainingArguments, and what this machine must have for them."""
+"""Our settings in the words of transformers' TrainingArguments."""
 
 from __future__ import annotations
 
@@ -8,17 +8,10 @@ import os
 import torch
 from transformers import TrainingArguments
 
-from onebit.errors import ConfigError, MissingExtraError
+from onebit.errors import ConfigError
 from onebit.train.settings import TrainSettings
 
-__all__ = ["check_device", "prepare_tracker", "training_arguments"]
-
-
-def check_device(settings: TrainSettings) -> None:
-    """Refuse a device that torch does not have here."""
-    have = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not have.get(settings.device, True):
-        raise ConfigError(f"--device {settings.device}: this torch ({torch.__version__}) finds none; give --device cpu")
+__all__ = ["prepare_tracker", "training_arguments"]
 
 
 def training_arguments(settings: TrainSettings) -> TrainingArguments:
@@ -64,12 +57,12 @@ def prepare_tracker(settings: TrainSettings) -> None:
     if settings.report_to == "wandb":
         os.environ.setdefault("WANDB_MODE", "offline")
         os.environ.setdefault("WANDB_DIR", str(settings.output_dir))
-        _need("wandb", "--report-to wandb (pip install wandb)")
+        _need("wandb")
     elif settings.report_to == "tensorboard":
         os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(settings.output_dir / "tensorboard"))
-        _need("tensorboard", "--report-to tensorboard (pip install tensorboard)")
+        _need("tensorboard")
 
 
-def _need(module: str, what: str) -> None:
-    if importlib.util.find_spec(module) is None:
-        raise MissingExtraError("train", what)
+def _need(tracker: str) -> None:
+    if importlib.util.find_spec(tracker) is None:
+        raise ConfigError(f"--report-to {tracker}: it is not installed; pip install {tracker}, or leave the flag out")

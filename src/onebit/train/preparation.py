@@ -7,7 +7,9 @@ its size is one of the model's fields.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,13 @@ import torch
 from transformers import TrainingArguments
 
 from onebit.data import PreparedData, TextTokenizer, load_tokenizer, open_split, prepare, tokenizer_for
-from onebit.errors import ConfigError
+from onebit.errors import ConfigError, OnebitError
 from onebit.models import OneBitConfig, OneBitForCausalLM
 from onebit.train.settings import TrainSettings
 
 __all__ = ["fit_vocabulary", "make_model", "open_everything", "read_config"]
 
+DEFAULT_PRESET = "bitnet"  # the shape that other runtimes can load too
 # A tokenizer may be this much smaller than the model's table: tables are often rounded up to a round number.
 _SPARE_ROWS = 1024
 
@@ -43,8 +46,7 @@ def open_everything(
         config = fit_vocabulary(config, tokenizer, trained_here=False)
     if settings.eval_every and split.validation is None:
         raise ConfigError("--eval-every needs validation text: give --val-data or a --val-fraction above 0")
-    with arguments.main_process_first(local=False):
-        make_output_folder(settings.output_dir)
+    with arguments.main_process_first(local=False), output_folder(settings.output_dir):
         if tokenizer is None:
             size = settings.vocab_size or config.vocab_size
             tokenizer = tokenizer_for(split.train, size, settings.cache, say)
@@ -66,7 +68,7 @@ def read_config(settings: TrainSettings) -> OneBitConfig:
     if settings.init_from is not None:
         return OneBitConfig.from_json_file(settings.init_from / "config.json")
     if settings.config is None:
-        return OneBitConfig.preset(settings.preset, **settings.overrides)
+        return OneBitConfig.preset(settings.preset or DEFAULT_PRESET, **settings.overrides)
     if isinstance(settings.config, OneBitConfig):
         return OneBitConfig.from_dict({**settings.config.to_dict(), **settings.overrides})
     config = OneBitConfig.from_json_file(settings.config)
@@ -109,8 +111,17 @@ def make_model(settings: TrainSettings, config: OneBitConfig) -> Any:
     return model
 
 
-def make_output_folder(folder: Path) -> None:
+@contextmanager
+def output_folder(folder: Path) -> Iterator[None]:
+    """The folder of a run; one that was made here goes away again when what is given turns out to be unusable."""
+    is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--output-dir: cannot make '{folder}': {error.strerror or error}") from None
+    try:
+        yield
+    except OnebitError:
+        if is_new:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise

@@ -21,8 +21,9 @@ from transformers.utils import logging as library_logging
 
 from onebit.data import PackedBlocks, PreparedData
 from onebit.models import OneBitConfig
+from onebit.models.devices import check_device
 from onebit.optim import LearningRate
-from onebit.train.arguments import check_device, training_arguments
+from onebit.train.arguments import training_arguments
 from onebit.train.budget import seconds_per_step, steps_for
 from onebit.train.checkpoints import last_checkpoint, remove_checkpoints, remove_leftovers
 from onebit.train.identity import claim, identity, record
@@ -69,7 +70,8 @@ def train(settings: TrainSettings) -> TrainResult:
     began = time.monotonic()
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    check_device(settings)
+    if settings.device != "auto":
+        check_device(settings.device)
     with StopOnSignal() as stop, library_bars_off():
         progress = ProgressLines(quiet=settings.quiet)
         arguments = training_arguments(settings)

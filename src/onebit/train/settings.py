@@ -28,8 +28,9 @@ _NOT_NEGATIVE = ("lr", "min_lr", "lr_warmup_steps", "save_every", "eval_every", 
 class TrainSettings:
     """One run. `data` and `output_dir` are needed, all else has a default that trains.
 
-    The model comes from `config` (a config.json or an OneBitConfig), else from `preset`, with the fields in `overrides`
-    replaced; or from a checkpoint folder, `init_from`. The tokenizer is the one given, else one is trained on the data.
+    The model comes from one of `config` (a config.json or an OneBitConfig) and `preset` (bitnet when neither is given),
+    with the fields in `overrides` replaced; or from a checkpoint folder, `init_from`. The tokenizer is the one given,
+    else one is trained on the data.
 
     Raises:
         ConfigError: a value that cannot work, named as the flag is.
@@ -38,7 +39,7 @@ class TrainSettings:
     data: str
     output_dir: Path
     config: Any = None
-    preset: str = "bitnet"
+    preset: str | None = None
     overrides: dict[str, Any] = field(default_factory=dict)
     init_from: Path | None = None
     tokenizer: Path | None = None
@@ -90,18 +91,20 @@ class TrainSettings:
         self._check("label_smoothing", 0.0 <= self.label_smoothing < 1.0, "in [0, 1)")
         self._check("val_fraction", 0.0 <= self.val_fraction <= 0.5, "in [0, 0.5]")
         self._check("min_lr", self.min_lr <= self.lr, f"at most --lr {self.lr}")
-        self._check("seed", self.seed >= 0, "at least 0")
+        self._check("seed", 0 <= self.seed < 2**32, "in [0, 2^32)")
         for name in ("adam_beta1", "adam_beta2"):
             self._check(name, 0.0 <= getattr(self, name) < 1.0, "in [0, 1)")
         for name in ("threads", "vocab_size"):
             self._check(name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")
-        self._check("max_minutes", self.max_minutes is None or self.max_minutes > 0, "more than 0")
+        self._check("max_minutes", self.max_minutes is None or 0 < self.max_minutes < math.inf, "more than 0")
         for name, kind in (("optimizer", Optimizer), ("lr_decay", Decay), ("device", Device), ("report_to", Tracker)):
             known = get_args(kind)
             value = getattr(self, name)
             self._check(name, value in known, f"one of {', '.join(known)}{nearest_name(str(value), known)}")
-        if self.init_from is not None and (self.config is not None or self.overrides):
-            raise ConfigError("--init-from brings its own configuration; drop --config and --set")
+        if self.init_from is not None and (self.config is not None or self.preset is not None or self.overrides):
+            raise ConfigError("--init-from brings its own configuration; drop --config, --preset and --set")
+        if self.config is not None and self.preset is not None:
+            raise ConfigError("--config and --preset each describe a whole model; drop one of them")
         if self.tokenizer is not None and self.vocab_size is not None:
             raise ConfigError("--vocab-size trains a tokenizer and --tokenizer gives one; drop one of them")
 
