@@ -268,6 +268,19 @@ def test_damaged_folders_are_one_line(
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
+def test_a_config_of_another_size_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    checkpoint(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"intermediate_size": config["intermediate_size"] * 2}))
+    capfd.readouterr()
+    assert command("export", "--model-dir", tmp_path, "--output", tmp_path / "m.1bit") == 2
+    captured = capfd.readouterr()
+    assert "do not belong together: 4 mismatched keys" in captured.err
+    assert "up_proj" in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
 def command(*arguments: str | Path) -> int:
     from onebit.cli.main import execute
 

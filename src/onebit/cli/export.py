@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -47,16 +48,12 @@ def export(
     computes from the checkpoint; what was at --output before stays until then.
     """
     from onebit.cli.progress import ProgressLine
-    from onebit.errors import ConfigError
     from onebit.formats.atomic import beside
     from onebit.formats.c_header import write_c_header
     from onebit.formats.checkpoint import from_checkpoint
     from onebit.formats.onebit_file import write
 
-    if not output.parent.is_dir():
-        raise ConfigError(f"--output: the folder {output.parent} does not exist; make it first")
-    if output.is_dir():
-        raise ConfigError(f"--output {output} is a folder; give the name of a file, such as {output / 'model.1bit'}")
+    _check_output(output)
     file = from_checkpoint(
         model_dir,
         pack_mode=pack_mode,
@@ -75,6 +72,18 @@ def export(
         typer.echo(f"wrote {header}, {size / 1e6:.2f} MB of C")
         if size > LARGE_HEADER:
             typer.echo("note: a compiler needs about 36 times that in memory; a model this large is better mapped")
+
+
+def _check_output(output: Path) -> None:
+    """Refuse before the work what would fail after it."""
+    from onebit.errors import ConfigError
+
+    if not output.parent.is_dir():
+        raise ConfigError(f"--output: the folder {output.parent} does not exist; make it first")
+    if output.is_dir():
+        raise ConfigError(f"--output {output} is a folder; give the name of a file, such as {output / 'model.1bit'}")
+    if not os.access(output.parent, os.W_OK):
+        raise ConfigError(f"--output: the folder {output.parent} cannot be written to")
 
 
 def _verify(model_dir: Path, unproven: Path, output: Path) -> None:

@@ -29,8 +29,11 @@ def tokenizer(
 ) -> None:
     """Train a byte-level BPE tokenizer and write it as one tokenizer.json."""
     from onebit.data import open_source, train_tokenizer
-    from onebit.errors import DataError
+    from onebit.errors import ConfigError, DataError
+    from onebit.formats.atomic import replacing
 
+    if output.is_dir():
+        raise ConfigError(f"--output {output} is a folder; give the name of a file: {output / 'tokenizer.json'}")
     source = open_source(data, text_column=text_column)
     characters = 0
 
@@ -43,9 +46,8 @@ def tokenizer(
     typer.echo(f"training on {source.description}")
     made = train_tokenizer(texts(), vocab_size)
     if not characters:
-        raise DataError(f"--data: {source.description} holds no text")
+        raise DataError(f"{source.description} holds no text")
     output.parent.mkdir(parents=True, exist_ok=True)
-    beside = output.with_name(f".{output.name}.partial")
-    beside.write_text(made.json, encoding="utf-8")
-    beside.replace(output)
+    with replacing(output) as file:
+        file.write(made.json.encode())
     typer.echo(f"{output}: {made.vocab_size} tokens from {characters} characters")

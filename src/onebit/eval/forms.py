@@ -190,7 +190,7 @@ def open_form(
 def _open_checkpoint(folder: Path, device: str) -> TorchForm:
     from onebit.formats.checkpoint import load_model
 
-    model = load_model(folder).to(device)
+    model = load_model(folder, device)
     tokenizer_file = folder / "tokenizer.json"
     tokenizer = None
     if tokenizer_file.is_file():

@@ -13,13 +13,19 @@ __all__ = ["beside", "replacing"]
 
 @contextlib.contextmanager
 def beside(path: Path) -> Iterator[Path]:
-    """A free name in the folder of ``path``; what is written there becomes ``path`` only if the block ends well."""
+    """A free name in the folder of ``path``; what is written there becomes ``path`` only if the block ends well.
+
+    An OSError about the free name, which no user ever gave, names ``path`` instead.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield temporary
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError) and str(error.filename) == str(temporary):
+            raise type(error)(error.errno, error.strerror, str(path)) from None
         raise
     _sync_folder(path.parent)
 

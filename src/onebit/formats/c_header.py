@@ -32,14 +32,23 @@ _TYPES = """\
 #define ONEBIT_ALIGNED _Alignas(64)
 #endif
 
-/* One tensor. Numbers as in docs/format.md: layout 0 float32, 1 float16 (bits in uint16_t), 2 int8, 3 int4, 4 binary
-* (8 codes a byte, bit 0 first, 1 is +1), 5 ternary (4 codes a byte, low bits first, 00 = 0, 01 = +1, 11 = -1), 6
-ternary5 * (5 codes a byte in base 3); granularity 0 none, 1 per tensor, 2 per row, 3 per group of group_size columns;
-* scale_type 0 none, 1 float, 2 float16 bits in uint16_t. A weight is code * scale. */ typedef struct onebit_tensor {
-const char *name; uint16_t kind; int32_t layer; /* -1: not in a layer */ uint8_t layout, granularity, activation,
-scale_type; uint32_t rows, cols, group_size; uint32_t row_bytes;  /* from one row of data to the next */ const void
-*data;    /* [rows][row_bytes] */ const void *scales;  /* [1], [rows] or [rows][groups]; NULL for float layouts */ }
-onebit_tensor;
+/* One tensor. A weight is code * scale. Numbers as in docs/format.md:
+   layout       0 float32, 1 float16 (bits in uint16_t), 2 int8, 3 int4,
+                4 binary (8 codes a byte, bit 0 first, 1 is +1, 0 is -1),
+                5 ternary (4 codes a byte, low bits first, 00 = 0, 01 = +1, 11 = -1),
+                6 ternary5 (5 codes a byte in base 3)
+   granularity  0 none, 1 per tensor, 2 per row, 3 per group of group_size columns
+   scale_type   0 none, 1 float, 2 float16 (bits in uint16_t) */
+typedef struct onebit_tensor {
+    const char *name;
+    uint16_t kind;
+    int32_t layer; /* -1: not in a layer */
+    uint8_t layout, granularity, activation, scale_type;
+    uint32_t rows, cols, group_size;
+    uint32_t row_bytes; /* from one row of data to the next */
+    const void *data;   /* [rows][row_bytes] */
+    const void *scales; /* [1], [rows] or [rows][groups]; NULL for float layouts */
+} onebit_tensor;
 
 #endif
 """

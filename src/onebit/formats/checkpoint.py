@@ -43,41 +43,52 @@ def from_checkpoint(
     )
 
 
-def load_model(folder: Path) -> Any:
+def load_model(folder: Path, device: str = "cpu") -> Any:
     """The OneBitForCausalLM of a checkpoint folder, with every weight that its configuration needs and no other."""
     if not (folder / "config.json").is_file():
         raise DataError(f"{folder}: no config.json in it; expected a checkpoint folder written by onebit train")
     try:
         from onebit.models import OneBitForCausalLM
+        from onebit.models.devices import check_device
     except ImportError as error:
         raise MissingExtraError("train", "running a checkpoint") from error
     from safetensors import SafetensorError
 
+    check_device(device)
     try:
-        with _quiet_unless_large(folder):
-            loaded: Any = OneBitForCausalLM.from_pretrained(folder, output_loading_info=True)
+        with _quiet_transformers(folder):
+            # Sizes that differ are reported with the names, below, rather than as a table on the terminal.
+            loaded: Any = OneBitForCausalLM.from_pretrained(
+                folder, output_loading_info=True, ignore_mismatched_sizes=True
+            )
     except (OSError, RuntimeError, SafetensorError) as error:  # missing, damaged, or of other shapes than the config
         raise DataError(f"{folder}: the checkpoint cannot be loaded: {' '.join(str(error).split())}") from error
     model, loading = loaded
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if loading.get(what):
-            names = ", ".join(str(name) for name in sorted(loading[what], key=str)[:3])
-            raise DataError(f"{folder}: {len(loading[what])} {what.replace('_', ' ')} in the weights ({names}, ...)")
-    return model
+            names = sorted(name if isinstance(name, str) else str(name[0]) for name in loading[what])
+            listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+            raise DataError(
+                f"{folder}: its config.json and model.safetensors do not belong together:"
+                f" {len(names)} {what.replace('_', ' ')} in the weights ({listed})"
+            )
+    return model.to(device)
 
 
 @contextlib.contextmanager
-def _quiet_unless_large(folder: Path) -> Iterator[None]:
-    """No progress bar from transformers for weights that load in a moment; its setting is put back."""
+def _quiet_transformers(folder: Path) -> Iterator[None]:
+    """No report of keys (ours is one line) and, for weights that load in a moment, no progress bar, for this while."""
     from transformers.utils import logging
 
     small = sum(path.stat().st_size for path in folder.glob("*.safetensors")) < _LARGE
-    shown = logging.is_progress_bar_enabled()
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.set_verbosity_error()
     if small and shown:
         logging.disable_progress_bar()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if small and shown:
             logging.enable_progress_bar()
 

@@ -61,7 +61,7 @@ def _mapped(path: Path) -> _Bytes:
     except (OSError, ValueError) as error:
         if isinstance(error, FormatError):
             raise
-        raise FormatError(f"cannot be read: {error}") from None
+        raise FormatError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _read(raw: _Bytes, verify: bool) -> OneBitFile:
