@@ -94,12 +94,51 @@ def test_an_empty_prompt_starts_from_nothing(model_file: Path, capsys: Capture) 
         (["generate", "typo"], "typo: no such file"),
         (["eval", "no/such", "--data", "x"], "x: No such file"),
         (["verify", "no/such", "neither"], "no/such: no such file"),
+        (["info", "."], ".: cannot be read: Is a directory"),
     ],
 )
 def test_missing_files_are_one_line(capsys: Capture, args: list[str], says: str) -> None:
     assert execute(args) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: {says}")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--temperature", "-1"],
+        ["--temperature", "nan"],
+        ["--top-p", "2"],
+        ["--min-p", "-0.1"],
+        ["--top-k", "-1"],
+        ["--repetition-penalty", "0"],
+        ["--max-new-tokens", "0"],
+        ["--seed", "-1"],
+        ["--seed", str(2**64)],
+        ["--threads", "0"],
+        ["--isa", "avx3"],
+    ],
+)
+def test_a_flag_out_of_range_is_one_line(model_file: Path, capsys: Capture, flags: list[str]) -> None:
+    assert execute(["generate", str(model_file), "x", *flags]) == 2
+    error = capsys.readouterr().err
+    assert flags[0].strip("-").replace("-", "_") in error.replace("-", "_")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("flags", [["--stride", "0"], ["--context", "0"], ["--max-tokens", "1"], ["--threads", "0"]])
+def test_eval_refuses_sizes_that_make_no_sense(model_file: Path, capsys: Capture, flags: list[str]) -> None:
+    assert execute(["eval", str(model_file), "--data", __file__, *flags]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("device", "says"), [("gpu", "--device is 'gpu'"), ("cuda:99", "--device cuda:99")])
+def test_eval_refuses_a_device_that_is_not_there(tmp_path: Path, capsys: Capture, device: str, says: str) -> None:
+    pytest.importorskip("transformers")
+    assert execute(["eval", str(_folder_with_config(tmp_path)), "--data", __file__, "--device", device]) == 2
+    error = capsys.readouterr().err
+    assert says in error
     assert error.count("\n") == 1
 
 
@@ -179,7 +218,7 @@ def test_doctor_without_and_with_json(capsys: Capture) -> None:
 def test_doctor_knows_the_extras_of_pyproject() -> None:
     import tomllib
 
-    from onebit.cli.findings import EXTRAS
+    from onebit.errors import EXTRAS
 
     pyproject = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
     for extra, modules in EXTRAS.items():
@@ -212,11 +251,22 @@ def test_running_a_model_needs_no_torch(model_file: Path, tmp_path: Path) -> Non
             [sys.executable, "-c", blocked, *args], input="hi\n", capture_output=True, text=True, timeout=60
         )
         assert done.returncode == 0, (args, done.stderr)
-    done = subprocess.run(
-        [sys.executable, "-c", blocked, "generate", str(_folder_with_config(tmp_path))], capture_output=True, text=True
-    )
-    assert done.returncode == 2
-    assert "pip install 'onebit[train]'" in done.stderr
+    folder = str(_folder_with_config(tmp_path))
+    for args in (
+        ["generate", folder],
+        ["eval", folder, "--data", str(text)],
+        ["verify", folder, str(model_file)],
+        ["export", "--model-dir", folder, "--output", str(tmp_path / "out.1bit")],
+        ["train", "--data", str(text), "--output-dir", str(tmp_path / "run")],
+        ["tokenizer", "train", "--data", str(text)],
+        ["data", str(text)],
+    ):
+        done = subprocess.run([sys.executable, "-c", blocked, *args], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 2, (args, done.stderr)
+        errors = [line for line in done.stderr.splitlines() if not line.startswith("exporting")]
+        assert len(errors) == 1, (args, done.stderr)
+        assert "pip install 'onebit[train]'" in errors[0], args
+    assert not (tmp_path / "run").exists()
 
 
 def _folder_with_config(tmp_path: Path) -> Path:

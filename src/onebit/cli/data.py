@@ -24,7 +24,7 @@ def data(
     tokenizer: Annotated[
         Path | None, typer.Option(help="Make blocks with this tokenizer; train finds them by --cache-dir OUTPUT.")
     ] = None,
-    max_seq_len: Annotated[int, typer.Option(help="Tokens in a block: the model's max_seq_len.")] = 512,
+    max_seq_len: Annotated[int, typer.Option(min=2, help="Tokens in a block: the model's max_seq_len.")] = 512,
     val_data: Annotated[str | None, typer.Option(help="Validation text, as for train.")] = None,
     val_fraction: Annotated[float, typer.Option(help="Share held out, as for train.")] = 0.05,
     text_column: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",

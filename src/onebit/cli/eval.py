@@ -17,13 +17,18 @@ def eval(
     ],
     data: Annotated[Path, typer.Option("--data", help="The text file to score, UTF-8.")],
     context: Annotated[
-        int | None, typer.Option("--context", help="Tokens a window feeds; the model's own length when not given.")
+        int | None,
+        typer.Option("--context", min=1, help="Tokens a window feeds; the model's own length when not given."),
     ] = None,
     stride: Annotated[
-        int | None, typer.Option("--stride", help="Tokens each window scores; below --context windows overlap.")
+        int | None, typer.Option("--stride", min=1, help="Tokens each window scores; below --context windows overlap.")
     ] = None,
-    max_tokens: Annotated[int | None, typer.Option("--max-tokens", help="Score only the first so many tokens.")] = None,
-    threads: Annotated[int | None, typer.Option("--threads", help="Engine threads; all cores when not given.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option("--max-tokens", min=2, help="Score only the first so many tokens.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="Engine threads; all cores when not given.")
+    ] = None,
     device: Annotated[str, typer.Option("--device", help="Device of a checkpoint: cpu, cuda, mps.")] = "cpu",
     json: Annotated[bool, typer.Option("--json", help="Print the result record as JSON.")] = False,
 ) -> None:

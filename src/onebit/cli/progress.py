@@ -14,17 +14,21 @@ class ProgressLine:
     def __init__(self, what: str, unit: str) -> None:
         self._what, self._unit = what, unit
         self._terminal = sys.stderr.isatty()
-        self._started = time.monotonic()
-        self._next = self._started + 2.0
+        self._next = time.monotonic() + 2.0
+        self._first: tuple[float, int] | None = None  # when it was called first, and what was done by then
         self._written = False
 
     def __call__(self, done: int, total: int) -> None:
         now = time.monotonic()
         if done >= total:
             self.clear()
-        elif now >= self._next and done:
+            return
+        if self._first is None:
+            self._first = (now, done)  # what came before (opening a model) says nothing about the pace
+        began, before = self._first
+        if now >= self._next and done > before:
             self._next = now + (0.2 if self._terminal else 10.0)
-            left = (now - self._started) / done * (total - done)
+            left = (now - began) / (done - before) * (total - done)
             line = f"{self._what}: {done / total:4.0%} of {total} {self._unit}, {left:.0f} s left"
             sys.stderr.write(f"\r{line}\033[K" if self._terminal else f"{line}\n")
             sys.stderr.flush()

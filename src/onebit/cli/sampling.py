@@ -62,7 +62,11 @@ RepetitionPenalty: TypeAlias = Annotated[
 Seed: TypeAlias = Annotated[
     int | None,
     typer.Option(
-        "--seed", min=0, help="The same seed gives the same text; drawn when not given.", rich_help_panel=_SAMPLING
+        "--seed",
+        min=0,
+        max=2**63 - 1,
+        help="The same seed gives the same text; drawn when not given.",
+        rich_help_panel=_SAMPLING,
     ),
 ]
 Stop: TypeAlias = Annotated[
