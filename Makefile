@@ -31,6 +31,7 @@ check:  ## ruff, mypy --strict, import arrows, stale docs pages
 	$(PY) -m mypy
 	.venv/bin/lint-imports
 	$(PY) tools/make_cli_pages.py --check
+	$(PY) tools/make_numbers.py --check
 
 bench:  ## list the benchmarks; each is one script that writes benchmarks/results/
 	@tools/bootstrap.sh train
@@ -44,9 +45,10 @@ wheel:  ## build the wheel of this platform and try it in an empty environment
 	@rm -rf dist && $(WITH_TOOLS) $(PY) -m build --wheel --no-isolation --outdir dist . >/dev/null
 	@$(PY) tools/try_wheel.py dist/*.whl
 
-docs:  ## regenerate the CLI pages and build the documentation into site/
+docs:  ## regenerate the CLI pages and the README's numbers, and build the documentation into site/
 	@tools/bootstrap.sh docs
 	@$(PY) tools/make_cli_pages.py
+	@$(PY) tools/make_numbers.py
 	@.venv/bin/mkdocs build --quiet --strict
 	@echo "open site/index.html"
 

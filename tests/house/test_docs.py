@@ -22,6 +22,11 @@ def test_command_pages_are_fresh() -> None:
     assert run.returncode == 0, run.stderr
 
 
+def test_the_numbers_of_the_readme_are_those_of_the_results() -> None:
+    run = subprocess.run([sys.executable, "tools/make_numbers.py", "--check"], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
 def test_links_between_pages_lead_somewhere() -> None:
     pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")]
     assert pages

@@ -1,0 +1,110 @@
+"""Write the measured numbers of README.md from benchmarks/results; --check only tells whether they are stale.
+
+python tools/make_numbers.py           write what stands between the two marks
+python tools/make_numbers.py --check   exit 1 when it is stale
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "README.md"
+BEGIN, END = "<!-- numbers: written by tools/make_numbers.py -->", "<!-- end of numbers -->"
+TEXTS = {"wikitext2": "WikiText-2", "tinyshakespeare": "tinyshakespeare"}
+
+
+def newest(benchmark: str) -> tuple[Path, dict[str, Any]] | None:
+    """The latest result file of a benchmark, whatever the machine, or None."""
+    found = [(path, json.loads(path.read_text("utf-8"))) for path in RESULTS.glob(f"{benchmark}_*.json")]
+    return max(found, key=lambda item: str(item[1]["date"]), default=None)
+
+
+def source(path: Path, result: dict[str, Any]) -> str:
+    name = path.relative_to(ROOT).as_posix()
+    return f"[{result['benchmark']}, {result['machine']['processor']}, {result['date'][:10]}]({name})"
+
+
+def quality(path: Path, result: dict[str, Any]) -> list[str]:
+    """Ternary and binary beside the float twin, a row for each text and method."""
+    figures, config = result["figures"], result["config"]
+    lines = [
+        f"**Quality beside a float twin**: {config['layer_weights'] / 1e6:.1f} million weights in the layers, "
+        f"{config['steps']} steps from scratch, mean of {len(config['seeds'])} seeds, each method at its own rate "
+        f"({source(path, result)}).",
+        "",
+        "| validation text | weights | loss, nats a token | over the float twin | bits a byte | perplexity a word |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+    ]
+    for text, title in TEXTS.items():
+        for method in ("float", "ternary", "binary"):
+            name = f"{method}_{text}"
+            if f"{name}_loss" not in figures:
+                continue
+            ratio = figures.get(f"{method}_over_float_{text}")
+            lines.append(
+                f"| {title} | {method} | {figures[f'{name}_loss']:.3f} | {f'{ratio:.3f}' if ratio else ''} "
+                f"| {figures[f'{name}_bits_per_byte']:.3f} | {figures[f'{name}_ppl_per_word']:,.0f} |"
+            )
+    return lines
+
+
+def parity(path: Path, result: dict[str, Any]) -> list[str]:
+    """Engine against torch, a row for each kind of activations."""
+    figures = result["figures"]
+    lines = [
+        f"**Engine against torch**: largest difference of logits over the largest logit, {figures['cases']} "
+        f"configurations ({source(path, result)}). With int8 activations one rounding that falls the other way is a real "
+        "jump, and along a text later tokens carry it on.",
+        "",
+        "| activations | median | 99th percentile | largest | 200 greedy tokens identical |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    kinds = {"none": "none", "int8": "int8", "int8_long": "int8, along 200 tokens", "sign": "sign"}
+    for kind, title in kinds.items():
+        median, p99, most = (figures[f"{kind}_{name}"] for name in ("median", "p99", "max"))
+        same = figures.get(f"{kind}_greedy_identical")
+        lines.append(f"| {title} | {median:.0e} | {p99:.0e} | {most:.0e} | {'' if same is None else f'{same:.0%}'} |")
+    return lines
+
+
+TABLES: dict[str, Callable[[Path, dict[str, Any]], list[str]]] = {"quality": quality, "parity": parity}
+
+
+def block() -> str:
+    """Everything between the marks."""
+    parts = []
+    for benchmark, table in TABLES.items():
+        found = newest(benchmark)
+        if found is not None:
+            parts.append("\n".join(table(*found)))
+    return f"{BEGIN}\n" + "\n\n".join(parts) + f"\n{END}"
+
+
+def main() -> None:
+    """Write or check."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when the numbers are stale")
+    check = parser.parse_args().check
+    page = PAGE.read_text("utf-8")
+    before, mark, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not mark or not end:
+        sys.exit(f"{PAGE.name} lacks the marks {BEGIN} and {END}")
+    made = before + block() + after
+    if made == page:
+        return
+    if check:
+        sys.exit(f"the numbers in {PAGE.name} are not those of benchmarks/results; run: make docs")
+    PAGE.write_text(made, encoding="utf-8")
+    print(f"{PAGE.name}: numbers written")
+
+
+if __name__ == "__main__":
+    main()
