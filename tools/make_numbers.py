@@ -60,8 +60,8 @@ def parity(path: Path, result: dict[str, Any]) -> list[str]:
     figures = result["figures"]
     lines = [
         f"**Engine against torch**: largest difference of logits over the largest logit, {figures['cases']} "
-        f"configurations ({source(path, result)}). With int8 activations one rounding that falls the other way is a real "
-        "jump, and along a text later tokens carry it on.",
+        f"configurations ({source(path, result)}). With int8 activations one rounding that falls the other way "
+        "is a real jump, and along a text later tokens carry it on.",
         "",
         "| activations | median | 99th percentile | largest | 200 greedy tokens identical |",
         "| --- | ---: | ---: | ---: | ---: |",
