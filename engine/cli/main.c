@@ -32,7 +32,7 @@ static char *read_stdin(size_t *bytes) {
     size_t capacity = 1 << 16, n;
     char *text = malloc(capacity);
     *bytes = 0;
-    while (text && (n = fread(text + *bytes, 1, capacity - *bytes, stdin)) > 0) {
+    while (text && !feof(stdin) && (n = fread(text + *bytes, 1, capacity - *bytes, stdin)) > 0) {
         *bytes += n;
         if (*bytes < capacity) continue;
         char *grown = realloc(text, capacity *= 2);
@@ -45,7 +45,12 @@ static char *read_stdin(size_t *bytes) {
 static const char *complete(runner *r) {
     size_t bytes = r->options->prompt ? strlen(r->options->prompt) : 0;
     char *text = NULL;
-    if (!r->options->prompt && !(text = read_stdin(&bytes))) return "out of memory";
+    if (!r->options->prompt) {
+#ifndef _WIN32
+        if (isatty(STDIN_FILENO)) fputs("type the prompt and end it with Ctrl-D (-p TEXT gives it right away)\n", stderr);
+#endif
+        if (!(text = read_stdin(&bytes))) return "out of memory";
+    }
     if (bytes == 0 && r->description.bos_token == OB_NO_TOKEN) bytes = 1; /* nothing at all starts from a new line */
     const char *prompt = text && *text ? text : r->options->prompt && *r->options->prompt ? r->options->prompt : "\n";
     const char *wrong = runner_read(r, prompt, bytes, 1);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -54,6 +55,26 @@ def test_sampled_text_equals_the_python_face(run: Run, make_model: MakeModel, se
 def test_a_prompt_can_come_from_stdin(run: Run, make_model: MakeModel) -> None:
     path = make_model(chat=False)
     assert run(path, "-n", 9, *GREEDY, stdin="in the").stdout == run(path, "-p", "in the", "-n", 9, *GREEDY).stdout
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX terminal")
+def test_on_a_terminal_it_says_that_it_waits_and_one_ctrl_d_is_enough(program: Path, make_model: MakeModel) -> None:
+    import pty
+
+    ours, theirs = pty.openpty()
+    try:
+        process = subprocess.Popen(
+            [program, make_model(chat=False), "-n", "3"], stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        assert process.stderr is not None
+        assert b"end it with Ctrl-D" in process.stderr.readline()
+        os.write(ours, b"in the\n")
+        os.write(ours, b"\x04")
+        out, _ = process.communicate(timeout=30)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert (process.returncode, out[:7]) == (0, b"in the\n")
 
 
 def test_stop_texts_end_the_answer_and_are_not_shown(run: Run, make_model: MakeModel) -> None:
