@@ -127,6 +127,12 @@ def test_a_flag_out_of_range_is_one_line(model_file: Path, capsys: Capture, flag
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize("args", [["generate", "a.1bit", "a prompt"], ["chat", "a.1bit"]])
+def test_two_models_are_one_too_many(capsys: Capture, args: list[str]) -> None:
+    assert execute([*args, "--model-dir", "b"]) == 2
+    assert "both name a model" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("flags", [["--stride", "0"], ["--context", "0"], ["--max-tokens", "1"], ["--threads", "0"]])
 def test_eval_refuses_sizes_that_make_no_sense(model_file: Path, capsys: Capture, flags: list[str]) -> None:
     assert execute(["eval", str(model_file), "--data", __file__, *flags]) == 2

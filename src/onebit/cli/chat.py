@@ -23,6 +23,7 @@ from onebit.cli.sampling import (
     TopK,
     TopP,
 )
+from onebit.errors import ConfigError
 
 if TYPE_CHECKING:
     from onebit.cli.conversation import Conversation
@@ -67,6 +68,8 @@ def chat(
     from onebit.cli.model_path import resolve_model
     from onebit.engine import Model
 
+    if model_dir is not None and model is not None:
+        raise ConfigError(f"--model-dir and MODEL ('{model}') both name a model; drop one of them")
     path = resolve_model(model_dir or model)
     loaded = Model(path, threads=threads, isa=isa)
     session = loaded.session()  # keeps what the next prompt shares with the last one

@@ -21,6 +21,7 @@ from onebit.cli.sampling import (
     TopK,
     TopP,
 )
+from onebit.errors import ConfigError
 
 if TYPE_CHECKING:
     from onebit.engine import Stats
@@ -98,7 +99,9 @@ def generate(
 def _model_and_prompt(model: str | None, prompt: str | None, model_dir: Path | None) -> tuple[str | None, str | None]:
     """One argument alone is a model, unless it can only be a prompt: `-`, or words where no such file is."""
     if model_dir is not None:
-        return str(model_dir), prompt if model is None else model
+        if prompt is not None:
+            raise ConfigError(f"--model-dir and MODEL ('{model}') both name a model; drop one of them")
+        return str(model_dir), model
     if model is not None and prompt is None and (model == "-" or (" " in model and not Path(model).exists())):
         return None, model
     return model, prompt

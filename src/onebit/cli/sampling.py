@@ -64,7 +64,6 @@ Seed: TypeAlias = Annotated[
     typer.Option(
         "--seed",
         min=0,
-        max=2**63 - 1,
         help="The same seed gives the same text; drawn when not given.",
         rich_help_panel=_SAMPLING,
     ),

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onebit.engine import _library as c
+from onebit.errors import EngineError
 
 __all__ = ["Sampler"]
 
@@ -28,13 +29,15 @@ class Sampler:
         repetition_penalty: float = 1.0,
         seed: int = 0,
     ) -> None:
+        if not 0 <= seed < 2**64:
+            raise EngineError(f"seed must be 0 to 2^64 - 1, got {seed}")
         options = c.CSamplerOptions(
             temperature=temperature,
             top_p=top_p,
             min_p=min_p,
             repetition_penalty=repetition_penalty,
             top_k=max(0, min(top_k, 0xFFFFFFFF)),
-            seed=seed & 0xFFFFFFFFFFFFFFFF,
+            seed=seed,
         )
         self._state, error = c.CSampler(), c.Error()
         status = c.library().ob_sampler_init(ctypes.byref(self._state), ctypes.byref(options), ctypes.byref(error))
