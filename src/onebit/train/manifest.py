@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import nn
 
 from onebit import __version__
 from onebit.data import PackedBlocks, PreparedData
+from onebit.formats.atomic import replacing
 from onebit.models import OneBitConfig
 from onebit.nn import bit_layers
 from onebit.train.schedule_callback import dials
@@ -31,10 +31,9 @@ _PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "datasets", "n
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write JSON beside and rename it."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps(values, indent=2, sort_keys=False) + "\n", encoding="utf-8")
-    beside.replace(path)
+    """Write JSON that is there whole or not at all."""
+    with replacing(path) as out:
+        out.write((json.dumps(values, indent=2) + "\n").encode())
 
 
 def versions() -> dict[str, str]:

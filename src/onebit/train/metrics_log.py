@@ -8,6 +8,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from onebit.formats.atomic import replacing
+
 __all__ = ["MetricsLog", "read_metrics"]
 
 FILE_NAME = "metrics.jsonl"
@@ -35,9 +37,8 @@ class MetricsLog(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
         if state.is_world_process_zero:
             kept = [r for r in read_metrics(self.folder) if 0 < r["step"] <= state.global_step]
-            beside = self.folder / f".{FILE_NAME}"
-            beside.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-            beside.replace(self.folder / FILE_NAME)
+            with replacing(self.folder / FILE_NAME) as out:
+                out.write("".join(json.dumps(record) + "\n" for record in kept).encode())
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kw: Any
