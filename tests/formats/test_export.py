@@ -306,6 +306,31 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
+def test_command_prints_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, out = tmp_path / "checkpoint", tmp_path / "model.1bit"
+    folder.mkdir()
+    checkpoint(folder)
+    capsys.readouterr()
+    assert command("export", "--model-dir", folder, "--output", out, "--no-verify", "--emit-c-header", "--json") == 0
+    record = json.loads(capsys.readouterr().out)
+    assert (record["output"], record["file_bytes"]) == (str(out), out.stat().st_size)
+    assert record["c_header"] == {
+        "output": str(tmp_path / "model.h"),
+        "file_bytes": (tmp_path / "model.h").stat().st_size,
+    }
+    assert record["totals"]["bits_per_weight"] > 0
+    assert record["verified"] is None
+
+
+def test_a_model_named_as_its_header_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint(tmp_path)
+    capsys.readouterr()
+    arguments = ("--model-dir", tmp_path, "--output", tmp_path / "model.h", "--no-verify", "--emit-c-header")
+    assert command("export", *arguments) == 2
+    assert "what the C header would be called" in capsys.readouterr().err
+    assert not (tmp_path / "model.h").exists()
+
+
 def test_command_refuses_in_one_line_and_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "checkpoint"
     folder.mkdir()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from onebit.formats.onebit_file import OneBitFile
+    from onebit.eval.verify import VerifyReport
 
 __all__ = ["export"]
 
@@ -41,19 +41,25 @@ def export(
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Run file and checkpoint on the same text before naming it.")
     ] = True,
+    json: Annotated[bool, typer.Option("--json", help="Print what was written and verified as JSON.")] = False,
 ) -> None:
     """Write a checkpoint as one .1bit file: weights, tokenizer, chat template and manifest.
 
     The codes and scales are those of training. The file gets its name only when the engine computes from it what torch
     computes from the checkpoint; what was at --output before stays until then.
     """
+    from json import dumps
+
     from onebit.cli.progress import ProgressLine
     from onebit.formats.atomic import beside
     from onebit.formats.c_header import write_c_header
     from onebit.formats.checkpoint import from_checkpoint
+    from onebit.formats.export_text import what_stayed_behind
     from onebit.formats.onebit_file import write
+    from onebit.formats.statistics import summarise
 
-    _check_output(output)
+    header = output.with_suffix(".h") if emit_c_header else None
+    _check_output(output, header)
     file = from_checkpoint(
         model_dir,
         pack_mode=pack_mode,
@@ -63,18 +69,28 @@ def export(
     )
     with beside(output) as unproven:
         write(unproven, file)
-        if verify:
-            _verify(model_dir, unproven, output)
-    _report(output, file)
-    if emit_c_header:
-        header = output.with_suffix(".h")
-        size = write_c_header(header, file)
-        typer.echo(f"wrote {header}, {size / 1e6:.2f} MB of C")
-        if size > LARGE_HEADER:
+        report = _verify(model_dir, unproven, output) if verify else None
+    header_bytes = None if header is None else write_c_header(header, file)
+    summary, notes = summarise(file), what_stayed_behind(file)
+    if json:
+        record = {
+            "output": str(output),
+            "file_bytes": output.stat().st_size,
+            "totals": summary["totals"],
+            "verified": None if report is None else report.to_dict(),
+            "c_header": None if header is None else {"output": str(header), "file_bytes": header_bytes},
+            "notes": notes,
+        }
+        typer.echo(dumps(record, indent=2))
+        return
+    _print_report(output, summary, notes, report)
+    if header_bytes is not None:
+        typer.echo(f"wrote {header}, {header_bytes / 1e6:.2f} MB of C")
+        if header_bytes > LARGE_HEADER:
             typer.echo("note: a compiler needs about 36 times that in memory; a model this large is better mapped")
 
 
-def _check_output(output: Path) -> None:
+def _check_output(output: Path, header: Path | None) -> None:
     """Refuse before the work what would fail after it."""
     from onebit.errors import ConfigError
 
@@ -82,12 +98,16 @@ def _check_output(output: Path) -> None:
         raise ConfigError(f"--output: the folder {output.parent} does not exist; make it first")
     if output.is_dir():
         raise ConfigError(f"--output {output} is a folder; give the name of a file, such as {output / 'model.1bit'}")
+    if header == output:
+        raise ConfigError(
+            f"--output {output} is what the C header would be called; give the model another ending: .1bit"
+        )
     if not os.access(output.parent, os.W_OK):
         raise ConfigError(f"--output: the folder {output.parent} cannot be written to")
 
 
-def _verify(model_dir: Path, unproven: Path, output: Path) -> None:
-    """Hold the file against the checkpoint; an OnebitError says how they differ."""
+def _verify(model_dir: Path, unproven: Path, output: Path) -> VerifyReport | None:
+    """Hold the file against the checkpoint; an OnebitError says how they differ. None: there is no engine to run it."""
     from onebit.errors import EngineError, OnebitError
 
     try:
@@ -97,26 +117,26 @@ def _verify(model_dir: Path, unproven: Path, output: Path) -> None:
         open_form(unproven)
     except (ImportError, AttributeError, EngineError) as error:
         typer.echo(f"warning: {output} is not verified: the engine is not there ({error})", err=True)
-        return
+        return None
     report = verify(model_dir, unproven)
     if not report.passed:
         raise OnebitError(
             f"the file does not compute what {model_dir} computes, so {output} was not written: "
             f"{'; '.join(report.reasons)}; please report it, or look closer with --no-verify and onebit verify"
         )
-    typer.echo(f"verified on {report.tokens} tokens: logits within {report.max_relative:.1e} of the largest")
-    for note in report.notes:
-        typer.echo(f"  {note}")
+    return report
 
 
-def _report(output: Path, file: OneBitFile) -> None:
-    """The table of sizes, and what could not be compiled for C."""
-    from onebit.formats.export_text import what_stayed_behind
-    from onebit.formats.statistics import format_by_layout, summarise
+def _print_report(output: Path, summary: dict[str, Any], notes: list[str], report: VerifyReport | None) -> None:
+    """What the comparison found, the table of sizes, and what could not be compiled for C."""
+    from onebit.formats.statistics import format_by_layout
 
-    summary = summarise(file)
+    if report is not None:
+        typer.echo(f"verified on {report.tokens} tokens: logits within {report.max_relative:.1e} of the largest")
+        for note in report.notes:
+            typer.echo(f"  {note}")
     typer.echo(format_by_layout(summary))
-    for note in what_stayed_behind(file):
+    for note in notes:
         typer.echo(f"note: {note}")
     totals = summary["totals"]
     typer.echo(
