@@ -16,6 +16,9 @@ def test_time_left_counts_from_the_first_call(
     now = 60.0  # a model was opened
     line(1, 11)
     assert capsys.readouterr().err == ""
+    now = 61.0
+    line(2, 11)
+    assert capsys.readouterr().err == ""
     now = 62.0
     line(3, 11)
     assert capsys.readouterr().err == "export:  27% of 11 tensors, 8 s left\n"

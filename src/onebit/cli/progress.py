@@ -9,12 +9,12 @@ __all__ = ["ProgressLine"]
 
 
 class ProgressLine:
-    """Call it with (done, total). Quiet for the first two seconds; not on a terminal, a line every ten."""
+    """Call it with (done, total). Quiet for two seconds after the first call; not on a terminal, a line every ten."""
 
     def __init__(self, what: str, unit: str) -> None:
         self._what, self._unit = what, unit
         self._terminal = sys.stderr.isatty()
-        self._next = time.monotonic() + 2.0
+        self._next = 0.0
         self._first: tuple[float, int] | None = None  # when it was called first, and what was done by then
         self._written = False
 
@@ -25,6 +25,7 @@ class ProgressLine:
             return
         if self._first is None:
             self._first = (now, done)  # what came before (opening a model) says nothing about the pace
+            self._next = now + 2.0
         began, before = self._first
         if now >= self._next and done > before:
             self._next = now + (0.2 if self._terminal else 10.0)
