@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+import onebit
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,3 +56,35 @@ def test_make_lists_its_targets() -> None:
     listed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for target in ("demo", "test", "test-slow", "check", "bench", "wheel", "docs", "clean"):
         assert f"make {target} " in listed
+
+
+def test_the_code_of_the_python_page_runs() -> None:
+    pytest.importorskip("torch")
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/reference/python.md").read_text(encoding="utf-8"), re.S)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(compile(block, "docs/reference/python.md", "exec"), {})
+
+
+def test_the_python_page_names_what_the_package_offers() -> None:
+    intro = (ROOT / "docs/reference/python.md").read_text(encoding="utf-8").split("## ")[0]
+    named = {name.removeprefix("onebit.") for name in re.findall(r"`([\w.]+)`", intro)}
+    assert named >= set(onebit.__all__) - {"__version__"}
+
+
+def test_the_configuration_page_has_every_field_and_its_default() -> None:
+    pytest.importorskip("transformers")
+    from onebit.models import OneBitConfig
+
+    page = (ROOT / "docs/reference/configuration.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.+?`) \| (.+?) \|", page, re.M)
+    defaults = {name: default.strip("`") for names, default in rows for name in re.findall(r"`(\w+)`", names)}
+    own = [name for name in OneBitConfig.__annotations__ if name not in ("model_type", "keys_to_ignore_at_inference")]
+    for name in own:
+        if name != "attribute_map":
+            value = getattr(OneBitConfig, name)
+            given = defaults[name]
+            if value is None:
+                assert given in ("none", "derived", "num_heads", "hidden_size / num_heads"), name
+            else:
+                assert json.loads(given) == value if not isinstance(value, str) else given == value, name
