@@ -284,6 +284,7 @@ def test_bad_settings_are_refused_by_their_flag(settings: MakeSettings, changes:
     ("changes", "error", "message"),
     [
         ({"shape": {"vocab_size": 200}}, ConfigError, "the tokenizer has 300 tokens"),
+        ({"shape": {"max_seq_len": 1}}, ConfigError, "max_seq_len is 1"),
         ({"shape": {"vocab_size": 50257}}, ConfigError, "vocab_size is 50257; they must match"),
         ({"shape": {"hiden_size": 3}}, ConfigError, "did you mean 'hidden_size'"),
         ({"data": "./nowhere"}, DataError, "no file or folder './nowhere'"),
@@ -334,6 +335,19 @@ def test_a_loss_that_explodes_is_one_clear_line(settings: MakeSettings, monkeypa
     monkeypatch.setattr(trainer, "next_token_loss", lambda logits, *a, **k: logits.sum() * math.nan)
     with pytest.raises(OnebitError, match="the loss became nan before step 1; lower --lr"):
         train(settings())
+
+
+def test_a_run_that_exploded_between_log_lines_leaves_no_model(
+    settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from onebit.errors import OnebitError
+    from onebit.train import trainer
+
+    monkeypatch.setattr(trainer, "next_token_loss", lambda logits, *a, **k: logits.sum() * math.nan)
+    run = settings(max_steps=2, log_every=100, save_every=0)
+    with pytest.raises(OnebitError, match="the validation loss became nan before step 2; lower --lr"):
+        train(run)
+    assert not (run.output_dir / "model.safetensors").exists()
 
 
 @pytest.mark.slow

@@ -33,6 +33,8 @@ def open_everything(
 ) -> tuple[OneBitConfig, PreparedData]:
     """Open text and tokenizer, settle the configuration, tokenise; the first process works, the others wait for it."""
     config = read_config(settings)
+    if config.max_seq_len < 2:
+        raise ConfigError("max_seq_len is 1, and nothing can be learnt from one token; training needs at least 2")
     split = open_split(
         settings.data,
         val_data=settings.val_data,

@@ -155,6 +155,7 @@ class OneBitTrainer(AtomicCheckpoints):
             dist.all_reduce(total)
         model.train()
         loss = (total[0] / total[1]).item()
+        self._refuse_divergence(loss, "validation loss")
         metrics = {
             f"{metric_key_prefix}_{name}": value
             for name, value in loss_metrics(loss, blocks.counts.tokens_per_byte).items()
@@ -172,15 +173,17 @@ class OneBitTrainer(AtomicCheckpoints):
         """
         step = self.state.global_step
         if "loss" in logs:
-            if not math.isfinite(logs["loss"]):
-                raise OnebitError(
-                    f"the loss became {logs['loss']} before step {step}; lower --lr, or raise --lr-warmup-steps"
-                )
+            self._refuse_divergence(logs["loss"], "loss")
             logs.update(loss_metrics(logs["loss"], self.tokens_per_byte))
             logs.update(self.code_metrics.values)
             logs["tokens"] = step * self.tokens_per_step
             logs["tokens_per_second"] = self._speed(step)
         super().log(logs, start_time)
+
+    def _refuse_divergence(self, loss: float, what: str) -> None:
+        if not math.isfinite(loss):
+            step = self.state.global_step
+            raise OnebitError(f"the {what} became {loss} before step {step}; lower --lr, or raise --lr-warmup-steps")
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's, going on inside the log window of the checkpoint."""
