@@ -169,8 +169,8 @@ class Model:
     def generate(self, prompt: str | Sequence[int], **options: Any) -> Generation:
         """An iterator over pieces of text that follow the prompt (text or token ids), with ``stats`` and ``ids``.
 
-        Options: max_new_tokens (256), temperature (0, the most likely token), top_k (0, all), top_p (1, all), min_p (0),
-        repetition_penalty (1, off) over the last repetition_window (64) tokens, seed (0), stop (a string or several),
+        Options: max_new_tokens (256), temperature (0: the likeliest token), top_k (0: all), top_p (1: all), min_p (0),
+        repetition_penalty (1: off) over the last repetition_window (64) tokens, seed (0), stop (a string or several),
         session (one to go on from).
         """
         from onebit.engine.generate import Generation
