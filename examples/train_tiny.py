@@ -81,7 +81,7 @@ def make(folder: Path, steps: int, threads: int | None) -> Path:
     if file.stat().st_size > MAX_BYTES:
         sys.exit(f"error: {file} has {file.stat().st_size} bytes, more than {MAX_BYTES}; choose a smaller vocabulary")
     shutil.copyfile(folder / "training_manifest.json", folder / "tiny_manifest.json")
-    loss = json.loads((folder / "tiny_manifest.json").read_text(encoding="utf-8")).get("metrics", {}).get("eval_loss")
+    loss = json.loads((folder / "tiny_manifest.json").read_text(encoding="utf-8"))["final_metrics"].get("eval_loss")
     print(f"{file}: {file.stat().st_size} bytes, validation loss {loss}")
     return file
 

@@ -108,15 +108,14 @@ def _check_output(output: Path, header: Path | None) -> None:
 
 def _verify(model_dir: Path, unproven: Path, output: Path) -> VerifyReport | None:
     """Hold the file against the checkpoint; an OnebitError says how they differ. None: there is no engine to run it."""
+    from onebit.engine import library_path
     from onebit.errors import EngineError, OnebitError
+    from onebit.eval.verify import verify
 
     try:
-        from onebit.eval.forms import open_form
-        from onebit.eval.verify import verify
-
-        open_form(unproven)
-    except (ImportError, AttributeError, EngineError) as error:
-        typer.echo(f"warning: {output} is not verified: the engine is not there ({error})", err=True)
+        library_path()
+    except EngineError as error:
+        typer.echo(f"warning: {output} is not verified: {error}", err=True)
         return None
     report = verify(model_dir, unproven)
     if not report.passed:
