@@ -37,7 +37,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "src")]
 
 METHODS = {"float": "none", "ternary": "absmean", "binary": "binary"}  # method -> OneBitConfig.quantizer
 # Muon's usual rates. With AdamW every method ends higher, the float twin most of all (LOG.md).
-LEARNING_RATES = (2e-3, 4e-3, 8e-3)
+LEARNING_RATES = (2e-3, 4e-3, 8e-3, 1.6e-2)
 OPTIMIZERS = ("muon", "adamw")
 TUNING_SEED = 0
 # BitNet's decoder without its sub-norms: at this length of training every method is worse with them (LOG.md).
@@ -113,7 +113,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", choices=tuple(METHODS), default=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--lrs", nargs="+", type=float, default=list(LEARNING_RATES), help="one rate: no tuning")
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--tune-steps", type=int, default=150)
     parser.add_argument("--vocab-size", type=int, default=2048)
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="muon")
