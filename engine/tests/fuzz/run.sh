@@ -29,7 +29,9 @@ rm -rf "$objects"
 mkdir "$objects"
 # shellcheck disable=SC2086
 (cd "$objects" && ls "$engine"/src/*.c "$engine"/src/kernels/*.c "$here"/*.c | xargs -n 6 -P 2 $compiler $flags -c)
-PYTHONPATH="$engine/../src${PYTHONPATH:+:$PYTHONPATH}" "${PYTHON:-python3}" "$here/make_seeds.py" "$folder/seeds"
+python=${PYTHON:-$engine/../.venv/bin/python}
+[ -x "$python" ] || python=python3
+PYTHONPATH="$engine/../src${PYTHONPATH:+:$PYTHONPATH}" "$python" "$here/make_seeds.py" "$folder/seeds"
 
 for target in model tokenizer; do
     parts="$objects/fuzz_$target.o $(ls "$objects"/*.o | grep -v -e /fuzz_ -e /standalone)"
