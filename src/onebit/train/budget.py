@@ -14,8 +14,9 @@ from onebit.train.trainer import next_token_loss
 __all__ = ["seconds_per_step", "steps_for"]
 
 _WARM_UP = 2
-_MEASURED = 6
-_LONGEST = 20.0  # seconds spent on measuring at most
+_MEASURED = 6  # steps at least
+_SECONDS = 6.0  # go on measuring so long: a machine that is busy for a moment must not shorten the whole run
+_LONGEST = 20.0  # seconds spent on measuring at most, however slow a step is
 # Share of the time that is not forward, backward and update: reading blocks, logging, checkpoints.
 _OVERHEAD = 0.05
 
@@ -35,7 +36,10 @@ def seconds_per_step(
     bf16: bool,
     muon: bool = False,
 ) -> float:
-    """Return the median time of an optimizer step on random tokens; model and random states stay as they were."""
+    """Return the time of an optimizer step on random tokens; model and random states stay as they were.
+
+    The lower quartile of some seconds of steps: other programs make steps slower, none makes them faster.
+    """
     device = next(model.parameters()).device
     trial = copy.deepcopy(model).train()
     optimizer: torch.optim.Optimizer
@@ -48,7 +52,9 @@ def seconds_per_step(
     times: list[float] = []
     began = time.monotonic()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        while len(times) < _WARM_UP + _MEASURED and (len(times) <= _WARM_UP or time.monotonic() - began < _LONGEST):
+        while len(times) <= _WARM_UP or time.monotonic() - began < (
+            _SECONDS if len(times) >= _WARM_UP + _MEASURED else _LONGEST
+        ):
             start = time.monotonic()
             for _ in range(accumulation_steps):
                 with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
@@ -60,4 +66,4 @@ def seconds_per_step(
             if device.type == "cuda":
                 torch.cuda.synchronize()
             times.append(time.monotonic() - start)
-    return sorted(times[_WARM_UP:])[len(times[_WARM_UP:]) // 2]
+    return sorted(times[_WARM_UP:])[len(times[_WARM_UP:]) // 4]
