@@ -9,6 +9,7 @@ from subprocess import CompletedProcess
 
 import pytest
 
+from onebit.cli.main import execute
 from onebit.cli.model_path import tiny_model_path
 from onebit.engine import Model
 from onebit.errors import EngineError
@@ -45,3 +46,10 @@ def test_it_is_as_small_and_as_large_as_promised() -> None:
     manifest = json.loads(path.with_name("tiny_manifest.json").read_text(encoding="utf-8"))
     assert manifest["training_steps"] > 0
     assert manifest["status"] == "complete"
+
+
+def test_info_knows_it_by_name_and_by_default(capsys: pytest.CaptureFixture[str]) -> None:
+    assert execute(["info", "tiny", "--json"]) == 0
+    named = json.loads(capsys.readouterr().out)
+    assert execute(["info", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == named

@@ -11,7 +11,9 @@ __all__ = ["info"]
 
 
 def info(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .1bit file.")],
+    file: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="A .1bit file; the small model inside onebit if not given.")
+    ] = None,
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Check the tensors' checksums.")] = True,
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
@@ -21,9 +23,12 @@ def info(
     """
     from json import dumps
 
+    from onebit.cli.model_path import TINY, tiny_model_path
     from onebit.formats.onebit_file import read
     from onebit.formats.statistics import summarise
 
+    if file is None or str(file) == TINY:
+        file = tiny_model_path()
     contents = read(file, verify=verify)
     summary: dict[str, Any] = {"file": str(file), "file_bytes": file.stat().st_size} | summarise(contents)
     summary["checksums"] = {"header": "good", "tensors": "good" if verify else "not checked"}
