@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from importlib import resources
 from pathlib import Path
 
 from onebit import __version__
@@ -22,7 +21,7 @@ _MODEL_FILES = ("*.json", "*.safetensors", "*.jinja")
 
 def tiny_model_path() -> Path:
     """The small model that comes with onebit. Raises FormatError when this copy was built without it."""
-    path = Path(str(resources.files("onebit"))) / "tiny" / "tiny.1bit"
+    path = Path(__file__).resolve().parents[1] / "tiny" / "tiny.1bit"
     if not path.is_file():
         raise FormatError("this copy of onebit has no tiny model inside; name a .1bit file or a checkpoint folder")
     return path
