@@ -35,5 +35,6 @@ void info_print(const ob_model *model) {
     for (size_t i = 0; i < sizeof sections / sizeof *sections; i++)
         if (ob_model_section(model, sections[i], &bytes)) printf(" %s (%llu bytes)", sections[i], (unsigned long long)bytes);
     putchar('\n');
-    for (uint32_t i = 0; ob_model_kernel(model, i); i++) printf("kernel: %s\n", ob_model_kernel(model, i));
+    char line[OB_KERNEL_LINE];
+    for (uint32_t i = 0; ob_model_kernel(model, i, line); i++) printf("kernel: %s\n", line);
 }

@@ -42,7 +42,7 @@ extern "C" {
 #endif
 
 /* Raised when a struct or a signature below changes. */
-#define OB_ABI_VERSION 1u
+#define OB_ABI_VERSION 2u
 OB_API uint32_t ob_abi_version(void);
 
 /* ---- errors ---- */
@@ -99,7 +99,8 @@ typedef struct ob_tensor_info {
 
 typedef struct ob_model ob_model;
 
-enum { OB_ISA_AUTO, OB_ISA_SCALAR, OB_ISA_AVX2, OB_ISA_AVX512, OB_NUM_ISAS };
+enum { OB_ISA_AUTO, OB_ISA_SCALAR, OB_ISA_AVX2, OB_ISA_AVXVNNI, OB_ISA_AVX512, OB_ISA_AMX, OB_ISA_NEON, OB_ISA_I8MM,
+       OB_ISA_WASM, OB_NUM_ISAS };
 
 typedef struct ob_model_options {
     uint32_t isa;               /* OB_ISA_*; AUTO takes the best this processor has */
@@ -119,10 +120,13 @@ OB_API ob_status ob_model_tensor(const ob_model *model, uint32_t index, ob_tenso
 OB_API ob_status ob_model_check_tensor(const ob_model *model, uint32_t index, ob_error *error);
 /* A section's payload, `*bytes` long, inside the image; NULL and 0 when the file has none with this id ("TOKBIN"...). */
 OB_API const void *ob_model_section(const ob_model *model, const char *id, uint64_t *bytes);
-/* What the dispatch chose, one line a kernel ("linear ternary_t16 int8: avx512 (...)"), index from 0; NULL at the end. */
-OB_API const char *ob_model_kernel(const ob_model *model, uint32_t index);
-/* The OB_ISA_* of a name ("scalar", "avx2", "avx512", "auto"), or OB_NUM_ISAS for an unknown one. */
+/* What the dispatch chose, one line an operation ("linear ternary_t16 int8: avx512 (...)"), index from 0. Writes it
+ * into line [OB_KERNEL_LINE], zero terminated; returns 0 after the last. */
+enum { OB_KERNEL_LINE = 96 };
+OB_API int ob_model_kernel(const ob_model *model, uint32_t index, char *line);
+/* The OB_ISA_* of a name ("scalar", "avx2", "avxvnni", ..., "auto"), or OB_NUM_ISAS for an unknown one. */
 OB_API uint32_t ob_isa_from_name(const char *name);
+OB_API const char *ob_isa_name(uint32_t isa);
 /* 1 when this build and processor can run it. */
 OB_API int ob_isa_available(uint32_t isa);
 
@@ -130,21 +134,25 @@ OB_API int ob_isa_available(uint32_t isa);
 
 typedef struct ob_session ob_session;
 
-/* Runs task(argument, i, num_threads) for every i < num_threads, returns when all are done. The core calls it with
- * work split by output rows or heads only, so the number of threads does not change any bit. */
-typedef void (*ob_task)(void *argument, uint32_t index, uint32_t num_threads);
+/* run calls task(argument, item, num_items, thread) once for every item < num_items, on any thread < num_threads (one
+ * item at a time on each), and returns when all are done. The core splits work by output rows, heads or tokens only, so
+ * neither the number of threads nor who takes what changes any bit. */
+typedef void (*ob_task)(void *argument, uint32_t item, uint32_t num_items, uint32_t thread);
 typedef struct ob_parallel {
     void *context;
-    void (*run)(void *context, ob_task task, void *argument);
+    void (*run)(void *context, ob_task task, void *argument, uint32_t num_items);
     uint32_t num_threads;
     uint32_t zero;
 } ob_parallel;
+
+/* How keys and values are kept. DEFAULT is float16; INT8 has a scale for every 32 numbers. */
+enum { OB_KV_DEFAULT, OB_KV_FLOAT32, OB_KV_FLOAT16, OB_KV_INT8, OB_NUM_KV_TYPES };
 
 typedef struct ob_session_options {
     uint32_t max_positions; /* context length; 0: the model's max_seq_len, which is also the most allowed */
     uint32_t max_batch;     /* tokens computed together in prefill, 1 to 256; 0: 32 */
     uint32_t num_threads;   /* host only (ob_session_create): 0: 1 */
-    uint32_t zero;
+    uint32_t kv_type;       /* OB_KV_* */
     const ob_parallel *parallel; /* core only: NULL: everything on the calling thread. Copied. */
 } ob_session_options;
 

@@ -97,11 +97,12 @@ typedef struct check_job {
     uint32_t first_wrong[MAX_THREADS];
 } check_job;
 
-static void check_share(void *argument, uint32_t index, uint32_t num_threads) {
+static void check_share(void *argument, uint32_t index, uint32_t num_items, uint32_t thread) {
     check_job *j = argument;
     uint32_t count = ob_model_num_tensors(j->model);
+    (void)thread;
     j->first_wrong[index] = count;
-    for (uint32_t i = index; i < count; i += num_threads)
+    for (uint32_t i = index; i < count; i += num_items)
         if (ob_model_check_tensor(j->model, i, NULL)) {
             j->first_wrong[index] = i;
             return;
@@ -114,8 +115,8 @@ static ob_status check_tensors(const ob_model *model, uint32_t num_threads, ob_e
     if (num_threads > MAX_THREADS) num_threads = MAX_THREADS;
     ob_pool *pool = num_threads > 1 ? ob_pool_create(num_threads) : NULL;
     if (!pool) num_threads = 1;
-    if (pool) ob_pool_run(pool, check_share, &j);
-    else check_share(&j, 0, 1);
+    if (pool) ob_pool_run(pool, check_share, &j, num_threads);
+    else check_share(&j, 0, 1, 0);
     ob_pool_free(pool);
     uint32_t wrong = j.first_wrong[0];
     for (uint32_t i = 1; i < num_threads; i++)

@@ -13,6 +13,6 @@ typedef struct ob_pool ob_pool;
 ob_pool *ob_pool_create(uint32_t num_threads);
 void ob_pool_free(ob_pool *pool);
 /* The run function of ob_parallel, with the pool as its context. */
-void ob_pool_run(void *pool, ob_task task, void *argument);
+void ob_pool_run(void *pool, ob_task task, void *argument, uint32_t num_items);
 
 #endif

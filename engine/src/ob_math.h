@@ -104,6 +104,19 @@ OB_INLINE float ob_half_to_float(uint16_t half) {
     return ob_float_from_bits(ob_bits_from_float(size) | sign);
 }
 
+/* Rounded to the nearest, ties to even, as the hardware does; NaN stays NaN. */
+OB_INLINE uint16_t ob_float_to_half(float value) {
+    uint32_t bits = ob_bits_from_float(value), sign = bits >> 16 & 0x8000u, size = bits & 0x7fffffffu;
+    if (size > 0x7f800000u) return (uint16_t)(sign | 0x7e00u);
+    if (size >= 0x477ff000u) return (uint16_t)(sign | 0x7c00u); /* 65520 and more */
+    if (size < 0x38800000u) { /* below 2^-14: a multiple of 2^-24 */
+        float steps = ob_float_from_bits(size) * 16777216.0f;
+        return (uint16_t)(sign | (uint32_t)ob_rint(steps));
+    }
+    uint32_t odd = size >> 13 & 1;
+    return (uint16_t)(sign | (size - 0x38000000u + 0xfffu + odd) >> 13);
+}
+
 /* ---- double precision, for rotary angles only ---- */
 
 OB_INLINE double ob_round64(double x) { return (x + 6755399441055744.0) - 6755399441055744.0; } /* |x| < 2^51 */

@@ -80,6 +80,4 @@ ob_status ob_model_check_tensor(const ob_model *model, uint32_t index, ob_error 
     return ob_fail(error, OB_ERROR_FORMAT, "tensor %u (%s): its checksum is wrong, the file is damaged", index, r.name);
 }
 
-const char *ob_model_kernel(const ob_model *model, uint32_t index) {
-    return index < sizeof model->kernels.lines / sizeof *model->kernels.lines ? model->kernels.lines[index] : NULL;
-}
+int ob_model_kernel(const ob_model *model, uint32_t index, char *line) { return ob_kernels_line(&model->kernels, index, line); }

@@ -17,6 +17,7 @@ typedef struct arena {
 /* count items of `size` bytes, aligned. All factors are below 2^32, so that one product at a time can be checked. */
 static void *take(arena *a, uint64_t count, uint64_t size) {
     const uint64_t limit = SIZE_MAX / 4;
+    if (!size) return NULL;
     if (count > limit / size || a->used > limit - count * size) {
         a->overflow = 1;
         return NULL;
@@ -45,22 +46,22 @@ static void measure_model(ob_session *s, const ob_model *m) {
     }
     uint32_t widest = most(most(d->hidden_size, d->intermediate_size), d->num_heads * d->head_dim);
     s->wide = ((size_t)widest + 15) / 16 * 16;
-    s->kv_width = ((size_t)d->num_key_value_heads * d->head_dim + 15) / 16 * 16;
+    s->kv_row_bytes = ob_kv_row_bytes(s->kv_type, d->head_dim);
 }
 
 static void place_buffers(ob_session *s, const ob_description *d, arena *a) {
     const uint64_t batch = s->max_batch, wide = s->wide;
     const uint64_t cached = (uint64_t)d->num_layers * s->max_positions; /* < 2^16 * 2^25 */
-    s->keys = take(a, cached, s->kv_width * sizeof(float));
-    s->values = take(a, cached, s->kv_width * sizeof(float));
+    s->keys = take(a, cached, d->num_key_value_heads * s->kv_row_bytes);
+    s->values = take(a, cached, d->num_key_value_heads * s->kv_row_bytes);
     s->x_TH = take(a, batch * d->hidden_size, sizeof(float));
-    float **rows[] = {&s->normed_TW, &s->q_TW, &s->attended_TW, &s->gate_TW, &s->up_TW, &s->out_TW, &s->code_floats_TW};
+    float **rows[] = {&s->normed_TW, &s->q_TW, &s->k_TW, &s->v_TW, &s->attended_TW, &s->gate_TW, &s->up_TW, &s->out_TW, &s->code_floats_TW};
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) *rows[i] = take(a, batch * wide, sizeof(float));
     s->codes_T = take(a, batch, s->codes_stride);
     s->sums_T = take(a, batch * s->num_sums, sizeof(int32_t));
     s->scales_T = take(a, batch, sizeof(float));
     s->ones_T = take(a, batch, sizeof(float));
-    s->scores = take(a, (uint64_t)s->parallel.num_threads * s->max_positions, sizeof(float));
+    s->work = take(a, s->parallel.num_threads, s->model->kernels.isa == OB_ISA_SCALAR ? 0 : OB_WORK_BYTES);
     s->cos_T = take(a, batch * (d->head_dim / 2 + 1), sizeof(float));
     s->sin_T = take(a, batch * (d->head_dim / 2 + 1), sizeof(float));
     s->inverse_frequencies = take(a, d->head_dim / 2 + 1, sizeof(double));
@@ -74,6 +75,7 @@ static ob_status lay_out(ob_session *s, const ob_model *model, const ob_session_
     s->model = model;
     s->max_positions = o && o->max_positions ? o->max_positions : d->max_seq_len;
     s->max_batch = o && o->max_batch ? o->max_batch : DEFAULT_BATCH;
+    s->kv_type = o && o->kv_type ? o->kv_type : OB_KV_FLOAT16;
     s->parallel.num_threads = 1;
     if (o && o->parallel) s->parallel = *o->parallel;
     if (s->max_positions > d->max_seq_len)
@@ -84,6 +86,7 @@ static ob_status lay_out(ob_session *s, const ob_model *model, const ob_session_
     if (s->parallel.num_threads < 1 || s->parallel.num_threads > OB_MAX_THREADS)
         return ob_fail(error, OB_ERROR_ARGUMENT, "num_threads is %u, expected 1 to %u", s->parallel.num_threads,
                        (uint32_t)OB_MAX_THREADS);
+    if (s->kv_type >= OB_NUM_KV_TYPES) return ob_fail(error, OB_ERROR_ARGUMENT, "kv_type is %u, expected 0 to 3", s->kv_type);
     measure_model(s, model);
     arena a = {base, 0, 0};
     take(&a, 1, sizeof *s);
@@ -135,10 +138,9 @@ static void trace(ob_session *s, uint32_t point, uint32_t num_tokens) {
 static void head(ob_session *s, uint32_t first, uint32_t num_tokens, float *logits) {
     const ob_model *m = s->model;
     const uint32_t hidden = m->description.hidden_size, count = num_tokens - first;
-    ob_norm_rows(s, s->x_TH + (size_t)first * hidden, hidden, m->final_norm, m->final_norm_bias, hidden, s->normed_TW, s->wide,
-                 count);
+    const ob_norm norm = {m->final_norm, m->final_norm_bias, m->description.norm_eps, m->description.norm};
     const ob_product product = {&m->head, logits, m->description.vocab_size};
-    ob_multiply(s, s->normed_TW, count, &product, 1);
+    ob_multiply(s, &norm, s->x_TH + (size_t)first * hidden, hidden, s->normed_TW, count, &product, 1);
 }
 
 static void forward_batch(ob_session *s, const uint32_t *tokens, uint32_t num_tokens) {

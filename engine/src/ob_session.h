@@ -20,23 +20,25 @@ struct ob_session {
     void *trace_user;
     uint32_t position, max_positions, max_batch;
     size_t wide;                  /* W */
-    size_t kv_width;              /* floats of a cached key or value of one position and layer */
+    uint32_t kv_type;             /* OB_KV_*, DEFAULT resolved */
+    size_t kv_row_bytes;          /* a cached key or value of one position and key-value head */
     size_t codes_stride, num_sums;/* int8 codes and group sums of one token, for the most demanding tensor */
-    float *keys, *values;         /* [num_layers, max_positions, kv_width] */
+    uint8_t *keys, *values;       /* [num_layers, num_key_value_heads, max_positions, kv_row_bytes] */
     float *x_TH;                  /* residual stream */
-    float *normed_TW, *q_TW, *attended_TW, *gate_TW, *up_TW, *out_TW;
+    float *normed_TW, *q_TW, *k_TW, *v_TW, *attended_TW, *gate_TW, *up_TW, *out_TW;
     float *code_floats_TW;        /* int8 codes as floats, where float weights ask for quantised inputs */
     int8_t *codes_T;              /* [T, codes_stride] */
     float *scales_T, *ones_T;
     int32_t *sums_T;              /* [T, num_sums] */
-    float *scores;                /* [num_threads, max_positions] */
+    uint8_t *work;                /* [num_threads, OB_WORK_BYTES] */
     float *cos_T, *sin_T;         /* [T, head_dim / 2] */
     double *inverse_frequencies;  /* [head_dim / 2] */
     ob_prepared prepared;
 };
 
-/* ob_inputs.c: x [num_tokens, w->cols] at rows of `wide` floats, as the kernels of w want it. */
-const ob_inputs *ob_prepare_inputs(ob_session *s, const ob_weights *w, float *x, uint32_t num_tokens);
+/* ob_inputs.c: norm(x) as the kernels of w want it, x at rows of x_stride floats; the normed rows are in y_TW (may be x). */
+const ob_inputs *ob_prepare_inputs(ob_session *s, const ob_norm *norm, const ob_weights *w, const float *x, size_t x_stride,
+                                   float *y_TW, uint32_t num_tokens);
 
 /* Whether the buffers hold the prepared input of w as well. */
 static inline int ob_prepared_serves(const ob_prepared *p, const ob_weights *w) {
@@ -50,14 +52,13 @@ typedef struct ob_product {
     float *y;
     size_t y_stride;
 } ob_product;
-void ob_multiply(ob_session *s, float *x, uint32_t num_tokens, const ob_product *products, uint32_t count);
+void ob_multiply(ob_session *s, const ob_norm *norm, const float *x, size_t x_stride, float *y_TW, uint32_t num_tokens,
+                 const ob_product *products, uint32_t count);
 
 /* ob_layers.c */
-void ob_run(ob_session *s, ob_task task, void *argument, uint32_t amount);
+void ob_run(ob_session *s, ob_task task, void *argument, uint32_t num_items);
 void ob_embed(ob_session *s, const uint32_t *tokens, uint32_t num_tokens);
 void ob_rotary_angles(ob_session *s, uint32_t num_tokens);
-void ob_norm_rows(ob_session *s, const float *x, size_t x_stride, const float *weight, const float *bias, uint32_t size,
-                  float *y, size_t y_stride, uint32_t num_tokens);
 void ob_attention_block(ob_session *s, uint32_t layer, uint32_t num_tokens);
 void ob_mlp_block(ob_session *s, uint32_t layer, uint32_t num_tokens);
 

@@ -52,16 +52,17 @@ typedef struct worker {
     thread handle;
 } worker;
 
-/* A job is num_threads items; whoever comes first takes the next one. So on a busy machine the caller does the work of a
+/* A job is some items; whoever comes first takes the next one. So on a busy machine the caller does the work of a
  * worker that has not been given a processor, instead of waiting for it. */
 struct ob_pool {
     uint32_t num_threads, num_started; /* workers started: num_threads - 1 once created */
-    atomic_ullong state;               /* number of the present job << 32 | items taken */
+    atomic_ullong state;               /* number of the present job << 32 | items left to take */
     atomic_uint remaining;             /* items not finished yet */
     atomic_uint sleepers;
     atomic_int stop;
     ob_task task; /* of the present job: read only by the owner of one of its items */
     void *argument;
+    uint32_t num_items;
     mutex mutex;
     condition has_job;
     worker workers[];
@@ -75,15 +76,15 @@ static void pause_a_moment(void) {
 #endif
 }
 
-static int has_items(ob_pool *pool) { return (uint32_t)atomic_load(&pool->state) < pool->num_threads; }
+static int has_items(ob_pool *pool) { return (uint32_t)atomic_load(&pool->state) != 0; }
 
 /* Takes and runs one item of the present job; 0 when there is none. */
-static int run_item(ob_pool *pool) {
+static int run_item(ob_pool *pool, uint32_t thread) {
     unsigned long long state = atomic_load(&pool->state);
     do
-        if ((uint32_t)state >= pool->num_threads) return 0;
-    while (!atomic_compare_exchange_weak(&pool->state, &state, state + 1));
-    pool->task(pool->argument, (uint32_t)state, pool->num_threads);
+        if (!(uint32_t)state) return 0;
+    while (!atomic_compare_exchange_weak(&pool->state, &state, state - 1));
+    pool->task(pool->argument, pool->num_items - (uint32_t)state, pool->num_items, thread);
     atomic_fetch_sub_explicit(&pool->remaining, 1, memory_order_release);
     return 1;
 }
@@ -102,8 +103,9 @@ static void sleep_until_job(ob_pool *pool) {
 
 static THREAD_RESULT work(void *argument) {
     ob_pool *pool = ((worker *)argument)->pool;
+    const uint32_t thread = (uint32_t)((worker *)argument - pool->workers);
     while (!atomic_load(&pool->stop))
-        if (!run_item(pool)) sleep_until_job(pool);
+        if (!run_item(pool, thread)) sleep_until_job(pool);
     return 0;
 }
 
@@ -114,14 +116,15 @@ static void wake_sleepers(ob_pool *pool) {
     unlock(&pool->mutex);
 }
 
-void ob_pool_run(void *context, ob_task task, void *argument) {
+void ob_pool_run(void *context, ob_task task, void *argument, uint32_t num_items) {
     ob_pool *pool = context;
     pool->task = task;
     pool->argument = argument;
-    atomic_store(&pool->remaining, pool->num_threads);
-    atomic_store(&pool->state, ((atomic_load(&pool->state) >> 32) + 1) << 32);
+    pool->num_items = num_items;
+    atomic_store(&pool->remaining, num_items);
+    atomic_store(&pool->state, ((atomic_load(&pool->state) >> 32) + 1) << 32 | num_items);
     wake_sleepers(pool);
-    while (run_item(pool)) {
+    while (run_item(pool, 0)) {
     }
     for (int i = 0; atomic_load_explicit(&pool->remaining, memory_order_acquire); i++) {
         if (i < SPINS) pause_a_moment();
@@ -133,7 +136,6 @@ ob_pool *ob_pool_create(uint32_t num_threads) {
     ob_pool *pool = calloc(1, sizeof *pool + num_threads * sizeof(worker));
     if (!pool) return NULL;
     pool->num_threads = num_threads;
-    atomic_store(&pool->state, num_threads); /* no items left */
     mutex_init(&pool->mutex);
     condition_init(&pool->has_job);
     for (uint32_t i = 1; i < num_threads; i++) {

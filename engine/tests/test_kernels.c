@@ -55,6 +55,18 @@ static void test_double_functions(void) {
     CHECK(worst < 1e-15, "exp: %g", worst);
 }
 
+static void test_halves(void) {
+    for (uint32_t h = 0; h < 0x7c00; h++) { /* every half comes back; between two neighbours the nearer one, ties to even */
+        float low = ob_half_to_float((uint16_t)h), high = h == 0x7bff ? 65536.0f : ob_half_to_float((uint16_t)(h + 1));
+        float middle = 0.5f * (low + high);
+        CHECK(ob_float_to_half(low) == h && ob_float_to_half(-low) == (h | 0x8000), "half %x", h);
+        CHECK(ob_float_to_half(middle) == h + h % 2, "the middle above half %x", h);
+        CHECK(ob_float_to_half(nextafterf(middle, 0)) == h, "below the middle above half %x", h);
+        CHECK(ob_float_to_half(nextafterf(middle, INFINITY)) == h + 1, "above the middle above half %x", h);
+    }
+    CHECK(ob_float_to_half(INFINITY) == 0x7c00 && isnan(ob_half_to_float(ob_float_to_half(NAN))), "no number");
+}
+
 static void test_conversions(void) {
     for (uint32_t h = 0; h < 65536; h++) {
         uint32_t exponent = h >> 10 & 31, mantissa = h & 1023;
@@ -191,11 +203,13 @@ static void compare(const problem *p, ob_linear_fn *reference, ob_linear_fn *fas
     float *expected = test_aligned(count * 4), *got = test_aligned(count * 4);
     memset(expected, 0x55, count * 4);
     memset(got, 0xaa, count * 4);
-    reference(w, &p->in, 0, w->rows, expected, w->rows);
+    uint8_t *work = test_aligned(OB_WORK_BYTES);
+    reference(w, &p->in, 0, w->rows, expected, w->rows, NULL);
     check_reference(p, integer, expected);
     uint32_t middle = w->rows / 32 * 16; /* in two parts, as two threads would */
-    fast(w, &p->in, 0, middle, got, w->rows);
-    fast(w, &p->in, middle, w->rows, got, w->rows);
+    fast(w, &p->in, 0, middle, got, w->rows, work);
+    fast(w, &p->in, middle, w->rows, got, w->rows, work);
+    free(work);
     CHECK(!memcmp(expected, got, count * 4), "isa %u layout %d granularity %d, %u x %u, %u tokens, integer %d", isa, w->layout,
           w->granularity, w->rows, w->cols, p->in.num_tokens, integer);
     free(expected);
@@ -221,27 +235,74 @@ static void test_linear(uint32_t isa) {
             }
 }
 
+/* Attention of every cache type against the formula in double, and every instruction set against the reference. */
 static void test_attend(uint32_t isa) {
-    enum { POSITIONS = 77, STRIDE = 160 };
+    enum { POSITIONS = 150, HEADS = 3, TOKENS = 5 };
     static const uint32_t dims[] = {16, 18, 64, 80, 128, 144};
-    static float keys[POSITIONS * STRIDE], values[POSITIONS * STRIDE], q[STRIDE], scores[POSITIONS], expected[STRIDE], got[STRIDE];
-    ob_kernels fast;
+    ob_kernels k;
     uint64_t state = 77;
-    ob_kernels_choose(&fast, isa);
-    for (int i = 0; i < POSITIONS * STRIDE; i++) keys[i] = 3 * test_normal(&state), values[i] = test_normal(&state);
-    for (int i = 0; i < STRIDE; i++) q[i] = 3 * test_normal(&state);
-    for (size_t d = 0; d < sizeof dims / sizeof *dims; d++)
-        for (uint32_t n = 1; n <= POSITIONS; n += 4) {
-            ob_attend_f32_ref(q, keys, values, STRIDE, dims[d], n, 0.25f, scores, expected);
-            fast.attend(q, keys, values, STRIDE, dims[d], n, 0.25f, scores, got);
-            CHECK(!memcmp(expected, got, dims[d] * 4), "attention, isa %u, head_dim %u, %u positions", isa, dims[d], n);
+    ob_kernels_choose(&k, isa);
+    uint8_t *work = test_aligned(OB_WORK_BYTES);
+    for (size_t i = 0; i < sizeof dims / sizeof *dims; i++)
+        for (uint32_t type = OB_KV_FLOAT32; type < OB_NUM_KV_TYPES; type++) {
+            const uint32_t dim = dims[i];
+            const size_t row_bytes = ob_kv_row_bytes(type, dim), stride = HEADS * dim;
+            uint8_t *keys = test_aligned(POSITIONS * row_bytes), *values = test_aligned(POSITIONS * row_bytes), *row = test_aligned(row_bytes);
+            float *q = test_aligned(TOKENS * stride * 4), *expected = test_aligned(TOKENS * stride * 4), *got = test_aligned(TOKENS * stride * 4);
+            float *loaded = test_aligned(dim * 4), x[144], back[144];
+            for (uint32_t p = 0; p < 2 * POSITIONS; p++) {
+                uint8_t *to = (p % 2 ? values : keys) + p / 2 * row_bytes;
+                for (uint32_t d = 0; d < dim; d++) x[d] = 3 * test_normal(&state);
+                memset(to, 0, row_bytes), memset(row, 0, row_bytes);
+                ob_kv_store_ref(type, x, dim, row);
+                k.kv_store(type, x, dim, to);
+                CHECK(!memcmp(row, to, row_bytes), "stored row, isa %u type %u head_dim %u", isa, type, dim);
+                ob_kv_load_ref(type, to, dim, back);
+                k.kv_load(type, to, dim, loaded);
+                CHECK(!memcmp(back, loaded, dim * 4), "loaded row, isa %u type %u head_dim %u", isa, type, dim);
+                for (uint32_t d = 0; d < dim; d++) { /* int8: half a step of a group whose largest is below 20, and the scale's rounding */
+                    float bound = type == OB_KV_FLOAT32 ? 0 : type == OB_KV_FLOAT16 ? fabsf(x[d]) / 2048 + 3e-8f : 20.0f / 127 * 0.6f;
+                    CHECK(fabsf(back[d] - x[d]) <= bound, "type %u: %g stored as %g", type, x[d], back[d]);
+                }
+            }
+            for (size_t j = 0; j < TOKENS * stride; j++) q[j] = 3 * test_normal(&state);
+            for (uint32_t n = TOKENS; n <= POSITIONS; n += 13) {
+                ob_attention a = {keys, values, row_bytes, q, expected, stride, stride, type, dim, HEADS, TOKENS, n, 0.25f};
+                ob_attend_ref(&a, NULL);
+                a.out = got;
+                k.attend(&a, work);
+                CHECK(!memcmp(expected, got, TOKENS * stride * 4), "attention, isa %u type %u head_dim %u, %u positions", isa, type, dim, n);
+                for (uint32_t t = 0; t < TOKENS; t++) { /* a token alone, as in decode */
+                    ob_attention one = a;
+                    one.q = q + t * stride, one.out = got + t * stride, one.num_tokens = 1, one.num_positions = n - TOKENS + t + 1;
+                    k.attend(&one, work);
+                }
+                CHECK(!memcmp(expected, got, TOKENS * stride * 4), "attention one by one, isa %u type %u head_dim %u", isa, type, dim);
+                double sum = 0, out = 0, best = -1e30, score[POSITIONS]; /* token 0, head 1, output 3 */
+                for (int pass = 0; pass < 2; pass++)
+                    for (uint32_t p = 0; p < n - TOKENS + 1; p++) {
+                        ob_kv_load_ref(type, keys + p * row_bytes, dim, back);
+                        score[p] = 0;
+                        for (uint32_t d = 0; d < dim; d++) score[p] += (double)q[dim + d] * back[d] * 0.25;
+                        if (!pass && score[p] > best) best = score[p];
+                        if (!pass) continue;
+                        ob_kv_load_ref(type, values + p * row_bytes, dim, back);
+                        sum += exp(score[p] - best), out += exp(score[p] - best) * back[3];
+                    }
+                /* scores of size 100 in float32 are off by 1e-5, and so are their exponentials */
+                CHECK(fabs(expected[dim + 3] - out / sum) < 1e-4, "attention: %g, exactly %g", expected[dim + 3], out / sum);
+            }
+            void *all[] = {keys, values, row, q, expected, got, loaded};
+            for (size_t j = 0; j < sizeof all / sizeof *all; j++) free(all[j]);
         }
+    free(work);
 }
 
 int main(void) {
     test_functions();
     test_double_functions();
     test_conversions();
+    test_halves();
     test_crc();
     for (uint32_t isa = OB_ISA_SCALAR; isa < OB_NUM_ISAS; isa++) {
         if (!ob_isa_available(isa)) {

@@ -37,8 +37,8 @@ def test_architectures(make_file: Callable[..., Any], reference: Any, architectu
     logits, hidden = reference(file).run(IDS)
     model = Model(path, isa=isa)
     # float32 sums of 200 terms through two layers: 1e-6 is seen, the product's bar is 1e-4
-    assert _distance(model.logits(IDS), logits) < 1e-5
-    assert _distance(model.hidden(IDS), hidden) < 1e-5
+    assert _distance(model.logits(IDS, kv="float32"), logits) < 1e-5
+    assert _distance(model.hidden(IDS, kv="float32"), hidden) < 1e-5
 
 
 @pytest.mark.parametrize("granularity", ["per_tensor", "per_row", "per_group"])
@@ -47,7 +47,7 @@ def test_layouts_without_activation_rounding(
     make_file: Callable[..., Any], reference: Any, layout: str, granularity: str
 ) -> None:
     path, file = make_file(layout=layout, granularity=granularity, activation="none")
-    assert _distance(Model(path).logits(IDS), reference(file).run(IDS)[0]) < 1e-5
+    assert _distance(Model(path).logits(IDS, kv="float32"), reference(file).run(IDS)[0]) < 1e-5
 
 
 @pytest.mark.parametrize("activation", ["int8", "sign"])
@@ -60,7 +60,7 @@ def test_layouts_with_rounded_activations(
     path, file = make_file(
         {"num_layers": 1}, layout=layout, granularity=granularity, activation=activation, biases=True
     )
-    ours, theirs = Model(path).logits(IDS), reference(file).run(IDS)[0]
+    ours, theirs = Model(path).logits(IDS, kv="float32"), reference(file).run(IDS)[0]
     error = np.abs(ours - theirs) / np.abs(theirs).max()
     assert np.median(error) < 1e-5
     assert error.max() < 2e-2
@@ -77,6 +77,8 @@ def test_embeddings_and_heads(
         head_activation=head_activation,
         activation="none",
     )
-    error = np.abs(Model(path).logits(IDS) - (theirs := reference(file).run(IDS)[0])) / np.abs(theirs).max()
+    error = (
+        np.abs(Model(path).logits(IDS, kv="float32") - (theirs := reference(file).run(IDS)[0])) / np.abs(theirs).max()
+    )
     assert np.median(error) < 1e-5
     assert error.max() < (1e-5 if head_activation == "none" else 5e-3)

@@ -12,7 +12,7 @@ from onebit.engine import Model, _library
 from onebit.formats import onebit_file
 
 IDS = [1, 5, 96, 0, 33, 33, 7, 64, 12, 90, 41, 2, 3, 58, 77, 20, 11, 19, 19, 80, 66, 54, 43, 32, 21, 10, 9]
-ISAS = ("avx2", "avx512")
+ISAS = ("avx2", "avxvnni", "avx512", "amx", "neon", "i8mm", "wasm")
 LAYOUTS = ("float32", "float16", "int8", "int4", "binary_t16", "ternary_t16", "ternary5_t16")
 
 

@@ -1,6 +1,8 @@
-/* The one dispatch table: which kernel serves each operation, chosen once per model, with the reason in words. */
+/* The one dispatch table: which kernel serves each operation, chosen once per model. */
 #include "../ob_cpu.h"
 #include "ob_kernels.h"
+
+static const char *const names[OB_NUM_ISAS] = {"auto", "scalar", "avx2", "avxvnni", "avx512", "amx", "neon", "i8mm", "wasm"};
 
 static int same(const char *a, const char *b) {
     while (*a && *a == *b) a++, b++;
@@ -8,10 +10,24 @@ static int same(const char *a, const char *b) {
 }
 
 uint32_t ob_isa_from_name(const char *name) {
-    static const char *const names[OB_NUM_ISAS] = {"auto", "scalar", "avx2", "avx512"};
     for (uint32_t isa = 0; name && isa < OB_NUM_ISAS; isa++)
         if (same(name, names[isa])) return isa;
     return OB_NUM_ISAS;
+}
+
+const char *ob_isa_name(uint32_t isa) { return isa < OB_NUM_ISAS ? names[isa] : "unknown"; }
+
+static const char *reason(uint32_t isa) {
+    switch (isa) {
+    case OB_ISA_AVX2: return "processor has AVX2 and F16C";
+    case OB_ISA_AVXVNNI: return "processor has AVX-VNNI";
+    case OB_ISA_AVX512: return "processor has AVX-512 with VNNI";
+    case OB_ISA_AMX: return "processor has AMX int8 tiles";
+    case OB_ISA_NEON: return "processor has NEON with dot products";
+    case OB_ISA_I8MM: return "processor has NEON int8 matrix products";
+    case OB_ISA_WASM: return "built with WebAssembly SIMD";
+    default: return "reference; the only one here";
+    }
 }
 
 int ob_isa_available(uint32_t isa) {
@@ -23,77 +39,57 @@ int ob_isa_available(uint32_t isa) {
     return 0;
 }
 
-#define LINES(activation, suffix)                                                                                           \
-    {"linear float32 " activation suffix, "linear float16 " activation suffix, "linear int8 " activation suffix,            \
-     "linear int4 " activation suffix, "linear binary " activation suffix, "linear ternary " activation suffix,             \
-     "linear ternary5 " activation suffix, "linear binary_t16 " activation suffix, "linear ternary_t16 " activation suffix, \
-     "linear ternary5_t16 " activation suffix}
-enum { WHY_ONLY, WHY_AVX2, WHY_AVX512, NUM_WHYS };
-#define WHY_LINES(activation)                                             \
-    {LINES(activation, ": scalar (reference; the only one here)"),        \
-     LINES(activation, ": avx2 (processor has AVX2 and F16C)"),           \
-     LINES(activation, ": avx512 (processor has AVX-512 with VNNI)")}
-
-static void fill_scalar(ob_kernels *k) {
-    for (int i = 0; i < OB_NUM_LAYOUTS; i++) {
-        k->linear_f32[i] = ob_linear_any_f32_ref;
-        k->linear_i8[i] = ob_linear_any_i8_ref;
+static void enter_scalar(ob_kernels *k) {
+    for (uint32_t i = 0; i < OB_NUM_LAYOUTS; i++) {
+        ob_enter_f32(k, i, ob_linear_any_f32_ref, OB_ISA_SCALAR);
+        ob_enter_i8(k, i, ob_linear_any_i8_ref, OB_ISA_SCALAR);
     }
-    k->attend = ob_attend_f32_ref;
+    k->norm_quantize = ob_norm_quantize_ref;
+    k->activate = ob_activate_ref;
+    k->rotate = ob_rotate_ref;
+    k->add = ob_add_ref;
+    k->kv_store = ob_kv_store_ref;
+    k->kv_load = ob_kv_load_ref;
+    k->attend = ob_attend_ref;
+    k->isa_rows = k->isa_attend = OB_ISA_SCALAR;
 }
 
+static uint32_t best_isa(void) {
+    static const uint32_t best_first[] = {OB_ISA_AMX, OB_ISA_AVX512, OB_ISA_AVXVNNI, OB_ISA_AVX2, OB_ISA_I8MM, OB_ISA_NEON, OB_ISA_WASM};
+    for (size_t i = 0; i < sizeof best_first / sizeof *best_first; i++)
+        if (ob_isa_available(best_first[i])) return best_first[i];
+    return OB_ISA_SCALAR;
+}
+
+int ob_kernels_choose(ob_kernels *k, uint32_t isa) {
+    if (isa >= OB_NUM_ISAS || !ob_isa_available(isa)) return 0;
+    k->isa = isa = isa == OB_ISA_AUTO ? best_isa() : isa;
+    enter_scalar(k);
 #ifdef OB_X86
-static void fill_avx2(ob_kernels *k) {
-    k->linear_f32[OB_LAYOUT_FLOAT32] = ob_linear_float32_f32_avx2;
-    k->linear_f32[OB_LAYOUT_FLOAT16] = ob_linear_float16_f32_avx2;
-    k->linear_f32[OB_LAYOUT_INT8] = ob_linear_int8_f32_avx2;
-    k->linear_i8[OB_LAYOUT_BINARY_T16] = ob_linear_binary_t16_i8_avx2;
-    k->linear_i8[OB_LAYOUT_TERNARY_T16] = ob_linear_ternary_t16_i8_avx2;
-    k->linear_i8[OB_LAYOUT_TERNARY5_T16] = ob_linear_ternary5_t16_i8_avx2;
-    k->attend = ob_attend_f32_avx2;
-}
-
-static void fill_avx512(ob_kernels *k) {
-    k->linear_f32[OB_LAYOUT_FLOAT32] = ob_linear_float32_f32_avx512;
-    k->linear_f32[OB_LAYOUT_FLOAT16] = ob_linear_float16_f32_avx512;
-    k->linear_f32[OB_LAYOUT_INT8] = ob_linear_int8_f32_avx512;
-    k->linear_i8[OB_LAYOUT_BINARY_T16] = ob_linear_binary_t16_i8_avx512;
-    k->linear_i8[OB_LAYOUT_TERNARY_T16] = ob_linear_ternary_t16_i8_avx512;
-    k->linear_i8[OB_LAYOUT_TERNARY5_T16] = ob_linear_ternary5_t16_i8_avx512;
-    k->attend = ob_attend_f32_avx512;
-}
+    /* Each set builds on the one before it: what a family lacks, the narrower set's kernel serves. */
+    if (isa >= OB_ISA_AVX2 && isa <= OB_ISA_AMX) ob_enter_linear_t16_avx2(k), ob_enter_linear_rows_avx2(k);
+    if (isa >= OB_ISA_AVX512 && isa <= OB_ISA_AMX) ob_enter_linear_t16_avx512(k), ob_enter_linear_rows_avx512(k);
 #endif
-
-static int why(const ob_kernels *k, int scalar) {
-    if (scalar) return WHY_ONLY;
-    return k->isa == OB_ISA_AVX512 ? WHY_AVX512 : WHY_AVX2;
+    return 1;
 }
 
-static void describe(ob_kernels *k) {
-    static const char *const f32[NUM_WHYS][OB_NUM_LAYOUTS] = WHY_LINES("float");
-    static const char *const i8[NUM_WHYS][OB_NUM_LAYOUTS] = WHY_LINES("int8");
-    static const char *const attend[NUM_WHYS] = {"attention float32: scalar (reference; the only one here)",
-                                                 "attention float32: avx2 (processor has AVX2 and F16C)",
-                                                 "attention float32: avx512 (processor has AVX-512 with VNNI)"};
-    int line = 0;
-    for (int i = 0; i < OB_NUM_LAYOUTS; i++) {
-        k->lines[line++] = f32[why(k, k->linear_f32[i] == ob_linear_any_f32_ref)][i];
-        k->lines[line++] = i8[why(k, k->linear_i8[i] == ob_linear_any_i8_ref)][i];
-    }
-    k->lines[line++] = attend[why(k, k->attend == ob_attend_f32_ref)];
-    k->lines[line] = NULL;
+static char *append(char *to, const char *text) {
+    while (*text) *to++ = *text++;
+    *to = 0;
+    return to;
 }
 
-int ob_kernels_choose(ob_kernels *kernels, uint32_t isa) {
-    if (!ob_isa_available(isa)) return 0;
-    if (isa == OB_ISA_AUTO)
-        isa = ob_isa_available(OB_ISA_AVX512) ? OB_ISA_AVX512 : ob_isa_available(OB_ISA_AVX2) ? OB_ISA_AVX2 : OB_ISA_SCALAR;
-    kernels->isa = isa;
-    fill_scalar(kernels);
-#ifdef OB_X86
-    if (isa == OB_ISA_AVX2) fill_avx2(kernels);
-    if (isa == OB_ISA_AVX512) fill_avx512(kernels);
-#endif
-    describe(kernels);
+int ob_kernels_line(const ob_kernels *k, uint32_t index, char *line) {
+    static const char *const layouts[OB_NUM_LAYOUTS] = {"float32", "float16", "int8", "int4", "binary", "ternary", "ternary5",
+                                                        "binary_t16", "ternary_t16", "ternary5_t16"};
+    uint32_t isa, layout = index / 2;
+    if (layout < OB_NUM_LAYOUTS) {
+        line = append(append(append(line, "linear "), layouts[layout]), index % 2 ? " int8" : " float");
+        isa = index % 2 ? k->isa_i8[layout] : k->isa_f32[layout];
+    } else if (index < 2 * OB_NUM_LAYOUTS + 2) {
+        line = append(line, index % 2 ? "attention" : "norms, activations, positions");
+        isa = index % 2 ? k->isa_attend : k->isa_rows;
+    } else return 0;
+    append(append(append(append(append(line, ": "), ob_isa_name(isa)), " ("), reason(isa)), ")");
     return 1;
 }

@@ -30,7 +30,8 @@ static void row_tokens(const ob_weights *w, const ob_inputs *in, uint32_t row, u
 }
 
 void ob_linear_any_f32_ref(const ob_weights *w, const ob_inputs *in, uint32_t row_begin, uint32_t row_end, float *y_TO,
-                           size_t y_stride) {
+                           size_t y_stride, uint8_t *work) {
+    (void)work;
     for (uint32_t row = row_begin; row < row_end; row++)
         for (uint32_t t = 0; t < in->num_tokens; t += MAX_TOKENS) {
             uint32_t count = in->num_tokens - t < MAX_TOKENS ? in->num_tokens - t : MAX_TOKENS;

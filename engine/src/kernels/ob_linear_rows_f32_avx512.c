@@ -70,7 +70,7 @@ INLINE void block(uint32_t layout, const ob_weights *w, const ob_inputs *in, uin
 INLINE void linear(uint32_t layout, const ob_weights *w, const ob_inputs *in, uint32_t row_begin, uint32_t row_end, float *y,
                    size_t y_stride) {
     if (w->granularity == OB_GRANULARITY_GROUP) {
-        ob_linear_any_f32_ref(w, in, row_begin, row_end, y, y_stride);
+        ob_linear_any_f32_ref(w, in, row_begin, row_end, y, y_stride, NULL);
         return;
     }
     uint32_t row = row_begin, n = in->num_tokens;
@@ -83,18 +83,27 @@ INLINE void linear(uint32_t layout, const ob_weights *w, const ob_inputs *in, ui
         for (uint32_t t = 0; t < n; t++) block(layout, w, in, row, 1, t, 1, y, y_stride);
 }
 
-TARGET void ob_linear_float32_f32_avx512(const ob_weights *w, const ob_inputs *in, uint32_t row_begin, uint32_t row_end,
-                                         float *y_TO, size_t y_stride) {
+TARGET static void linear_float32_f32_avx512(const ob_weights *w, const ob_inputs *in, uint32_t row_begin, uint32_t row_end,
+                                         float *y_TO, size_t y_stride, uint8_t *work) {
+    (void)work;
     linear(OB_LAYOUT_FLOAT32, w, in, row_begin, row_end, y_TO, y_stride);
 }
 
-TARGET void ob_linear_float16_f32_avx512(const ob_weights *w, const ob_inputs *in, uint32_t row_begin, uint32_t row_end,
-                                         float *y_TO, size_t y_stride) {
+TARGET static void linear_float16_f32_avx512(const ob_weights *w, const ob_inputs *in, uint32_t row_begin, uint32_t row_end,
+                                         float *y_TO, size_t y_stride, uint8_t *work) {
+    (void)work;
     linear(OB_LAYOUT_FLOAT16, w, in, row_begin, row_end, y_TO, y_stride);
 }
 
-TARGET void ob_linear_int8_f32_avx512(const ob_weights *w, const ob_inputs *in, uint32_t row_begin, uint32_t row_end,
-                                      float *y_TO, size_t y_stride) {
+TARGET static void linear_int8_f32_avx512(const ob_weights *w, const ob_inputs *in, uint32_t row_begin, uint32_t row_end,
+                                      float *y_TO, size_t y_stride, uint8_t *work) {
+    (void)work;
     linear(OB_LAYOUT_INT8, w, in, row_begin, row_end, y_TO, y_stride);
+}
+
+void ob_enter_linear_rows_avx512(ob_kernels *k) {
+    ob_enter_f32(k, OB_LAYOUT_FLOAT32, linear_float32_f32_avx512, OB_ISA_AVX512);
+    ob_enter_f32(k, OB_LAYOUT_FLOAT16, linear_float16_f32_avx512, OB_ISA_AVX512);
+    ob_enter_f32(k, OB_LAYOUT_INT8, linear_int8_f32_avx512, OB_ISA_AVX512);
 }
 #endif

@@ -176,18 +176,27 @@ INLINE void linear(uint32_t layout, const ob_weights *w, const ob_inputs *in, ui
     }
 }
 
-TARGET void ob_linear_ternary_t16_i8_avx512(const ob_weights *w, const ob_inputs *in, uint32_t row_begin, uint32_t row_end,
-                                            float *y_TO, size_t y_stride) {
+TARGET static void linear_ternary_t16_i8_avx512(const ob_weights *w, const ob_inputs *in, uint32_t row_begin, uint32_t row_end,
+                                            float *y_TO, size_t y_stride, uint8_t *work) {
+    (void)work;
     linear(OB_LAYOUT_TERNARY_T16, w, in, row_begin, row_end, y_TO, y_stride);
 }
 
-TARGET void ob_linear_binary_t16_i8_avx512(const ob_weights *w, const ob_inputs *in, uint32_t row_begin, uint32_t row_end,
-                                           float *y_TO, size_t y_stride) {
+TARGET static void linear_binary_t16_i8_avx512(const ob_weights *w, const ob_inputs *in, uint32_t row_begin, uint32_t row_end,
+                                           float *y_TO, size_t y_stride, uint8_t *work) {
+    (void)work;
     linear(OB_LAYOUT_BINARY_T16, w, in, row_begin, row_end, y_TO, y_stride);
 }
 
-TARGET void ob_linear_ternary5_t16_i8_avx512(const ob_weights *w, const ob_inputs *in, uint32_t row_begin,
-                                             uint32_t row_end, float *y_TO, size_t y_stride) {
+TARGET static void linear_ternary5_t16_i8_avx512(const ob_weights *w, const ob_inputs *in, uint32_t row_begin,
+                                             uint32_t row_end, float *y_TO, size_t y_stride, uint8_t *work) {
+    (void)work;
     linear(OB_LAYOUT_TERNARY5_T16, w, in, row_begin, row_end, y_TO, y_stride);
+}
+
+void ob_enter_linear_t16_avx512(ob_kernels *k) {
+    ob_enter_i8(k, OB_LAYOUT_BINARY_T16, linear_binary_t16_i8_avx512, OB_ISA_AVX512);
+    ob_enter_i8(k, OB_LAYOUT_TERNARY_T16, linear_ternary_t16_i8_avx512, OB_ISA_AVX512);
+    ob_enter_i8(k, OB_LAYOUT_TERNARY5_T16, linear_ternary5_t16_i8_avx512, OB_ISA_AVX512);
 }
 #endif

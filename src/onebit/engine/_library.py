@@ -17,6 +17,7 @@ from pathlib import Path
 from onebit.errors import EngineError, FormatError, OnebitError
 
 __all__ = [
+    "KERNEL_LINE",
     "LOGITS_ALL",
     "LOGITS_LAST",
     "LOGITS_NONE",
@@ -33,7 +34,8 @@ __all__ = [
     "library_path",
 ]
 
-ABI_VERSION = 1
+ABI_VERSION = 2
+KERNEL_LINE = 96
 LOGITS_NONE, LOGITS_LAST, LOGITS_ALL = 0, 1, 2
 _STATUS_FORMAT, _STATUS_IO = 2, 5
 _ENVIRONMENT = "ONEBIT_ENGINE_LIBRARY"
@@ -94,7 +96,7 @@ class CSessionOptions(ctypes.Structure):
     """ob_session_options."""
 
     _fields_ = [
-        *[(name, c_uint32) for name in ("max_positions", "max_batch", "num_threads", "zero")],
+        *[(name, c_uint32) for name in ("max_positions", "max_batch", "num_threads", "kv_type")],
         ("parallel", c_void_p),
     ]
 
@@ -131,7 +133,7 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "ob_model_num_tensors": (c_uint32, [c_void_p]),
     "ob_model_tensor": (_STATUS, [c_void_p, c_uint32, POINTER(CTensorInfo), _ERROR]),
     "ob_model_section": (c_void_p, [c_void_p, c_char_p, POINTER(c_uint64)]),
-    "ob_model_kernel": (c_char_p, [c_void_p, c_uint32]),
+    "ob_model_kernel": (c_int32, [c_void_p, c_uint32, c_char_p]),
     "ob_session_create": (_STATUS, [c_void_p, POINTER(CSessionOptions), POINTER(c_void_p), _ERROR]),
     "ob_session_free": (None, [c_void_p]),
     "ob_session_arena_bytes": (_STATUS, [c_void_p, POINTER(CSessionOptions), POINTER(c_size_t), _ERROR]),

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Model", "Session"]
 
-_ISAS = ("auto", "scalar", "avx2", "avx512")
+_ISAS = ("auto", "scalar", "avx2", "avxvnni", "avx512", "amx", "neon", "i8mm", "wasm")
+KV_TYPES = ("default", "float32", "float16", "int8")
 _PREFILL_STEP = 256  # tokens per call into C: Ctrl-C is answered between calls
 
 
@@ -50,7 +51,7 @@ class Model:
     """A model file, mapped and checked. Read-only; many sessions may use it, also from several Python threads.
 
     ``threads`` None takes the physical cores this process may use. ``verify`` False skips the tensors' checksums (the
-    header's is always checked). ``isa`` forces "scalar", "avx2" or "avx512"; the logits are the same bits in each.
+    header's is always checked). ``isa`` forces one of the instruction sets; the logits are the same bits in each.
     """
 
     def __init__(
@@ -132,22 +133,25 @@ class Model:
 
     def kernels(self) -> list[str]:
         """What the dispatch chose for each operation, and why, one line each."""
-        lines, index = [], 0
-        while (line := c.library().ob_model_kernel(self._handle, index)) is not None:
-            lines.append(line.decode())
-            index += 1
+        lines: list[str] = []
+        line = ctypes.create_string_buffer(c.KERNEL_LINE)
+        while c.library().ob_model_kernel(self._handle, len(lines), line):
+            lines.append(line.value.decode())
         return lines
 
-    def session(self, max_positions: int | None = None, max_batch: int | None = None) -> Session:
-        """A new sequence. ``max_positions`` None is the model's max_seq_len, which is also the most allowed."""
-        return Session(self, max_positions, max_batch)
+    def session(self, max_positions: int | None = None, max_batch: int | None = None, kv: str = "default") -> Session:
+        """A new sequence. ``max_positions`` None is the model's max_seq_len, which is also the most allowed.
 
-    def logits(self, ids: Sequence[int] | NDArray[Any]) -> NDArray[np.float32]:
+        ``kv`` is how keys and values are kept: float16 (the default), float32 or int8.
+        """
+        return Session(self, max_positions, max_batch, kv)
+
+    def logits(self, ids: Sequence[int] | NDArray[Any], kv: str = "default") -> NDArray[np.float32]:
         """Teacher-forced logits [n, V]: row i is what the model expects after ids[: i + 1]."""
         tokens = _token_array(ids)
-        return self.session(self._fit(tokens)).forward(tokens, "all")
+        return self.session(self._fit(tokens), kv=kv).forward(tokens, "all")
 
-    def hidden(self, ids: Sequence[int] | NDArray[Any]) -> NDArray[np.float32]:
+    def hidden(self, ids: Sequence[int] | NDArray[Any], kv: str = "default") -> NDArray[np.float32]:
         """The residual stream [L + 1, n, H]: after the embedding, then after each layer."""
         tokens = _token_array(ids)
         d = self.description
@@ -157,7 +161,7 @@ class Model:
             rows_NH = np.ctypeslib.as_array(hidden, (num_tokens, size))
             out_LNH[point, position : position + num_tokens] = rows_NH
 
-        session = self.session(self._fit(tokens))
+        session = self.session(self._fit(tokens), kv=kv)
         session.trace(c.TRACE(keep))
         session.forward(tokens, "none")
         return out_LNH
@@ -181,7 +185,9 @@ class Model:
 class Session:
     """One sequence with its KV cache. ``tokens`` are the ids it has seen. Not for several threads at once."""
 
-    def __init__(self, model: Model, max_positions: int | None = None, max_batch: int | None = None) -> None:
+    def __init__(
+        self, model: Model, max_positions: int | None = None, max_batch: int | None = None, kv: str = "default"
+    ) -> None:
         self._handle = ctypes.c_void_p()
         self._model = model  # keeps the mapped file alive
         self._trace: Any = None
@@ -191,8 +197,13 @@ class Session:
             raise EngineError(f"max_positions must be 1 to the model's {longest}, got {max_positions}")
         if max_batch is not None and not 1 <= max_batch <= 256:
             raise EngineError(f"max_batch must be 1 to 256, got {max_batch}")
+        if kv not in KV_TYPES:
+            raise EngineError(f"kv must be one of {', '.join(KV_TYPES)}, got {kv!r}{nearest_name(kv, KV_TYPES)}")
         options = c.CSessionOptions(
-            max_positions=max_positions or 0, max_batch=max_batch or 0, num_threads=model.threads
+            max_positions=max_positions or 0,
+            max_batch=max_batch or 0,
+            num_threads=model.threads,
+            kv_type=KV_TYPES.index(kv),
         )
         error = c.Error()
         status = c.library().ob_session_create(

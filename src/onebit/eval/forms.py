@@ -81,10 +81,10 @@ class EngineForm:
         return self.model.tokenizer if self._file.tokenizer_json is not None else None
 
     def logits(self, ids_T: Ids) -> Floats:
-        return self.model.logits(ids_T)
+        return self.model.logits(ids_T, kv="float32")  # torch keeps them so: what differs is the file's doing
 
     def hidden(self, ids_T: Ids) -> Floats:
-        return self.model.hidden(ids_T)
+        return self.model.hidden(ids_T, kv="float32")
 
     def stored_levels(self) -> dict[str, str]:
         """Level of each embedding and of the head: {"model.embed_tokens": "float16", ...}."""
