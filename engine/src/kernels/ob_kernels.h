@@ -32,7 +32,7 @@ typedef struct ob_weights {
 /* Inputs of a linear layer. Float kernels read x, int8 kernels codes and sums. */
 typedef struct ob_inputs {
     const float *x_TK;      /* row t at t * x_stride; x_stride is a multiple of 16, floats after K are zero */
-    const int8_t *codes_TK; /* row t at t * codes_stride; as ob_weights.codes_cols lays them out, zero padded to 64 */
+    const int8_t *codes_TK; /* -127 to 127, as ob_weights.codes_cols lays them out, zero padded to 64; t at t * codes_stride */
     const float *scale_T;   /* what a code is worth; 1 for float inputs */
     const int32_t *sums_TG; /* sum of the codes of each group, row t at t * num_groups */
     size_t x_stride, codes_stride;
@@ -171,7 +171,8 @@ ob_kv_store_fn ob_kv_store_ref;
 ob_kv_load_fn ob_kv_load_ref;
 ob_attend_fn ob_attend_ref;
 #ifdef OB_X86
-ob_enter_fn ob_enter_linear_t16_avx2, ob_enter_linear_t16_avx512, ob_enter_linear_rows_avx2, ob_enter_linear_rows_avx512;
+ob_enter_fn ob_enter_linear_t16_avx2, ob_enter_linear_t16_avx512, ob_enter_linear_rows_avx2, ob_enter_linear_rows_avx512,
+    ob_enter_linear_rows_i8_avx512;
 #endif
 
 #endif
