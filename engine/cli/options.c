@@ -21,7 +21,7 @@ const char options_help[] =
     "      --repetition-penalty R  above 1, tokens of the last 64 become less likely (default 1.1)\n"
     "      --seed N              same seed, same text (default: the clock)\n"
     "      --threads N           (default: one a processor)\n"
-    "      --isa NAME            scalar, avx2, avx512 or auto (default)\n"
+    "      --isa NAME            scalar, avx2, avx512, neon... or auto (default)\n"
     "      --no-verify           do not check the weights' CRC\n"
     "      --info                show what is in the file and which kernels would run\n"
     "      --stats               speeds to stderr at the end\n"

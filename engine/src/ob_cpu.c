@@ -26,6 +26,45 @@ uint32_t ob_cpu_features(void) {
     if ((state & 0xe6) == 0xe6 && f && dq && bw && vl && vnni) features |= OB_CPU_AVX512;
     return features;
 }
+#elif defined(OB_ARM)
+#if defined(__linux__)
+#include <sys/auxv.h>
+
+/* The system's numbers; older headers lack the names. */
+enum { HWCAP_DOT = 1 << 20, HWCAP2_INT8_PRODUCTS = 1 << 13 };
+
+static uint32_t asked(void) {
+    uint32_t features = getauxval(AT_HWCAP) & HWCAP_DOT ? OB_CPU_ARM_DOT : 0;
+    return getauxval(AT_HWCAP2) & HWCAP2_INT8_PRODUCTS ? features | OB_CPU_ARM_I8MM : features;
+}
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
+
+static int has(const char *name) {
+    int value = 0;
+    size_t bytes = sizeof value;
+    return !sysctlbyname(name, &value, &bytes, NULL, 0) && value;
+}
+
+static uint32_t asked(void) {
+    uint32_t features = has("hw.optional.arm.FEAT_DotProd") ? OB_CPU_ARM_DOT : 0;
+    return has("hw.optional.arm.FEAT_I8MM") ? features | OB_CPU_ARM_I8MM : features;
+}
+#else
+static uint32_t asked(void) { return 0; }
+#endif
+
+/* What the compiler was told to take for granted is there; the rest has to be asked for. */
+uint32_t ob_cpu_features(void) {
+    uint32_t features = asked();
+#ifdef __ARM_FEATURE_DOTPROD
+    features |= OB_CPU_ARM_DOT;
+#endif
+#ifdef __ARM_FEATURE_MATMUL_INT8
+    features |= OB_CPU_ARM_I8MM;
+#endif
+    return features;
+}
 #else
 uint32_t ob_cpu_features(void) { return 0; }
 #endif

@@ -38,4 +38,26 @@ void *memmove(void *to, const void *from, size_t bytes);
 #define OB_X86 1
 #endif
 
+/* AArch64 extensions that kernels may be compiled for: on from the command line, or function by function. */
+#if defined(__aarch64__) && defined(__GNUC__)
+#define OB_ARM 1
+#if defined(__clang__) ? __clang_major__ >= 16 : __GNUC__ >= 9
+#define OB_ARM_BY_FUNCTION 1
+#endif
+#if defined(__ARM_FEATURE_DOTPROD)
+#define OB_ARM_DOT 1
+#define OB_TARGET_ARM_DOT
+#elif defined(OB_ARM_BY_FUNCTION)
+#define OB_ARM_DOT 1
+#define OB_TARGET_ARM_DOT OB_TARGET("arch=armv8.2-a+dotprod")
+#endif
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+#define OB_ARM_I8MM 1
+#define OB_TARGET_ARM_I8MM
+#elif defined(OB_ARM_BY_FUNCTION) && (defined(__clang__) || __GNUC__ >= 10)
+#define OB_ARM_I8MM 1
+#define OB_TARGET_ARM_I8MM OB_TARGET("arch=armv8.2-a+dotprod+i8mm")
+#endif
+#endif
+
 #endif

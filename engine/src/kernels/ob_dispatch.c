@@ -36,6 +36,9 @@ int ob_isa_available(uint32_t isa) {
     if (isa == OB_ISA_AVX2) return (ob_cpu_features() & OB_CPU_AVX2) != 0;
     if (isa == OB_ISA_AVX512) return (ob_cpu_features() & OB_CPU_AVX512) != 0;
 #endif
+#ifdef OB_ARM_DOT
+    if (isa == OB_ISA_NEON) return (ob_cpu_features() & OB_CPU_ARM_DOT) != 0;
+#endif
     return 0;
 }
 
@@ -70,6 +73,9 @@ int ob_kernels_choose(ob_kernels *k, uint32_t isa) {
     if (isa >= OB_ISA_AVX2 && isa <= OB_ISA_AMX) ob_enter_linear_t16_avx2(k), ob_enter_linear_rows_avx2(k);
     if (isa >= OB_ISA_AVX512 && isa <= OB_ISA_AMX)
         ob_enter_linear_t16_avx512(k), ob_enter_linear_rows_avx512(k), ob_enter_linear_rows_i8_avx512(k);
+#endif
+#ifdef OB_ARM_DOT
+    if (isa == OB_ISA_NEON || isa == OB_ISA_I8MM) ob_enter_linear_t16_neon(k);
 #endif
     return 1;
 }

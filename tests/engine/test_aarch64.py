@@ -1,0 +1,60 @@
+"""The engine for 64-bit ARM, cross compiled and run under qemu: its C tests, and the packaged model's golden answer."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from onebit.cli.model_path import tiny_model_path
+
+ROOT = Path(__file__).resolve().parents[2]
+GOLDEN = json.loads((ROOT / "tests" / "golden" / "tiny_greedy.json").read_text(encoding="utf-8"))
+PACKAGES = {
+    "aarch64-linux-gnu-gcc": "gcc-aarch64-linux-gnu and libc6-dev-arm64-cross",
+    "qemu-aarch64-static": "qemu-user-static",
+    "cmake": "cmake",
+}
+# What qemu plays, and the instruction set that must be chosen there.
+PROCESSORS = {"cortex-a72": "scalar", "cortex-a76": "neon", "max": "neon"}
+
+
+@pytest.fixture(scope="module")
+def build() -> Path:
+    """build/aarch64, up to date."""
+    missing = [package for program, package in PACKAGES.items() if shutil.which(program) is None]
+    if missing:
+        pytest.skip(f"needs the packages {', '.join(missing)}")
+    folder = ROOT / "build" / "aarch64"
+    toolchain = ROOT / "engine" / "cmake" / "aarch64.cmake"
+    configure = ["-S", ROOT / "engine", "-B", folder, f"-DCMAKE_TOOLCHAIN_FILE={toolchain}", "-DOB_BUILD_TESTS=ON"]
+    for command in (configure, ["--build", folder, "-j", "2"]):
+        done = subprocess.run(["cmake", *map(str, command)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def emulate(processor: str, program: Path, *arguments: object) -> str:
+    command = ["qemu-aarch64-static", "-cpu", processor, str(program), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", ["test_kernels", "test_model", "test_tokenizer"])
+def test_the_tests_in_c_pass(build: Path, name: str) -> None:
+    emulate("max", build / name)
+
+
+@pytest.mark.parametrize("processor", PROCESSORS)
+def test_every_processor_gives_the_golden_text(build: Path, processor: str) -> None:
+    model = tiny_model_path()
+    answer = emulate(
+        processor, build / "onebit-run", model, "-p", GOLDEN["prompt"], "-n", len(GOLDEN["ids"]), "--temperature", 0
+    )
+    assert GOLDEN["text"] in answer
+    kernels = emulate(processor, build / "onebit-run", model, "--info")
+    assert f"kernel: linear ternary5_t16 int8: {PROCESSORS[processor]}" in kernels
