@@ -26,7 +26,7 @@ static double now(void) {
 const char *runner_open(runner *r, const options *o) {
     ob_error error;
     ob_model_options model_options = {o->isa, (uint32_t)o->no_verify, o->num_threads, 0};
-    ob_session_options session_options = {0, 0, o->num_threads, 0, NULL};
+    ob_session_options session_options = {.num_threads = o->num_threads};
     uint64_t bytes;
     memset(r, 0, sizeof *r);
     r->options = o;

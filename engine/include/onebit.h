@@ -42,7 +42,7 @@ extern "C" {
 #endif
 
 /* Raised when a struct or a signature below changes. */
-#define OB_ABI_VERSION 2u
+#define OB_ABI_VERSION 3u
 OB_API uint32_t ob_abi_version(void);
 
 /* ---- errors ---- */
@@ -130,7 +130,7 @@ OB_API const char *ob_isa_name(uint32_t isa);
 /* 1 when this build and processor can run it. */
 OB_API int ob_isa_available(uint32_t isa);
 
-/* ---- session: one sequence, its KV cache and its work memory ---- */
+/* ---- session: one or more sequences, their KV cache and work memory ---- */
 
 typedef struct ob_session ob_session;
 
@@ -149,10 +149,12 @@ typedef struct ob_parallel {
 enum { OB_KV_DEFAULT, OB_KV_FLOAT32, OB_KV_FLOAT16, OB_KV_INT8, OB_NUM_KV_TYPES };
 
 typedef struct ob_session_options {
-    uint32_t max_positions; /* context length; 0: the model's max_seq_len, which is also the most allowed */
+    uint32_t max_positions; /* of each sequence; 0: the model's max_seq_len, which is also the most allowed */
     uint32_t max_batch;     /* tokens computed together in prefill, 1 to 256; 0: 32 */
     uint32_t num_threads;   /* host only (ob_session_create): 0: 1 */
     uint32_t kv_type;       /* OB_KV_* */
+    uint32_t num_sequences; /* 1 to 1024; 0: 1 */
+    uint32_t zero;
     const ob_parallel *parallel; /* core only: NULL: everything on the calling thread. Copied. */
 } ob_session_options;
 
@@ -163,16 +165,35 @@ OB_API ob_status ob_session_init(const ob_model *model, const ob_session_options
                                  size_t arena_bytes, ob_session **session, ob_error *error);
 
 enum { OB_LOGITS_NONE, OB_LOGITS_LAST, OB_LOGITS_ALL };
-/* Appends tokens [num_tokens] and writes logits: nothing, [vocab_size] of the last token, or [num_tokens, vocab_size].
+/* Appends tokens [num_tokens] to sequence 0 and writes logits: nothing, [vocab_size] of the last token, or [num_tokens, vocab_size].
  * Nothing is changed when it fails. */
 OB_API ob_status ob_forward(ob_session *session, const uint32_t *tokens, uint32_t num_tokens, uint32_t which, float *logits,
                             ob_error *error);
-OB_API uint32_t ob_session_position(const ob_session *session);
+OB_API uint32_t ob_session_position(const ob_session *session); /* of sequence 0 */
 OB_API uint32_t ob_session_max_positions(const ob_session *session);
-/* Forgets what came after `position` (0: everything), which must not be beyond the present one. */
+/* Sequence 0 forgets what came after `position` (0: everything), which must not be beyond the present one. */
 OB_API ob_status ob_session_truncate(ob_session *session, uint32_t position, ob_error *error);
+
+/* Several sequences in one session share the reading of the weights. Each token gets the bits it gets alone. */
+typedef struct ob_batch_item {
+    uint32_t token, sequence, wants_logits;
+} ob_batch_item;
+/* Appends each item's token to its sequence, the items of one sequence in order; logits [items that want them,
+ * vocab_size], NULL when none does. Nothing is changed when it fails. */
+OB_API ob_status ob_forward_batch(ob_session *session, const ob_batch_item *items, uint32_t num_items, float *logits,
+                                  ob_error *error);
+/* Tokens that a sequence holds; 0 for one that there is not. */
+OB_API uint32_t ob_sequence_position(const ob_session *session, uint32_t sequence);
+OB_API ob_status ob_sequence_truncate(ob_session *session, uint32_t sequence, uint32_t position, ob_error *error);
+/* `to` becomes the first num_positions tokens of `from`, another sequence: a shared beginning is computed once. */
+OB_API ob_status ob_sequence_copy(ob_session *session, uint32_t from, uint32_t to, uint32_t num_positions, ob_error *error);
+/* Context shift: drops `discard` tokens after the first `keep`, so that a full sequence can go on. What is computed
+ * later sees the rest at the distances they now have; what was computed before has seen what is dropped, which is where
+ * it differs from running the shorter text. The keys of the kept tokens are turned and rounded again, the others stay
+ * as they are. OB_ERROR_UNSUPPORTED with learned positions (run the text again). */
+OB_API ob_status ob_sequence_shift(ob_session *session, uint32_t sequence, uint32_t keep, uint32_t discard, ob_error *error);
 /* Called after the embedding (point 0) and after layer i (point i + 1) with the residual stream of the batch that
- * starts at `position`: hidden [num_tokens, hidden_size]. NULL switches it off. */
+ * starts at `position` (of its first token): hidden [num_tokens, hidden_size]. NULL switches it off. */
 typedef void (*ob_trace)(void *user, uint32_t point, uint32_t position, const float *hidden, uint32_t num_tokens,
                          uint32_t hidden_size);
 OB_API void ob_session_set_trace(ob_session *session, ob_trace trace, void *user);

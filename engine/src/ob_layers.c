@@ -1,5 +1,5 @@
-/* The parts of a decoder: embedding, norms, rotary positions, attention, MLP. Each works on a batch of T tokens whose
- * first sits at s->position, and shares work out by tokens, heads or output rows. */
+/* The parts of a decoder: embedding, norms, rotary positions, attention, MLP. Each works on the batch of T
+ * tokens in s->places and shares work out by tokens, heads or output rows. */
 #include "ob_math.h"
 #include "ob_session.h"
 
@@ -22,34 +22,40 @@ static void read_row(const ob_weights *w, uint32_t row, float *y) {
     }
 }
 
-void ob_embed(ob_session *s, const uint32_t *tokens, uint32_t num_tokens) {
+void ob_embed(ob_session *s, uint32_t num_tokens) {
     const ob_description *d = &s->model->description;
     for (uint32_t t = 0; t < num_tokens; t++) {
         float *x = s->x_TH + (size_t)t * d->hidden_size;
-        read_row(&s->model->token_embedding, tokens[t], x);
+        read_row(&s->model->token_embedding, s->places[t].token, x);
         if (d->position != OB_POSITION_LEARNED) continue;
-        read_row(&s->model->position_embedding, s->position + t, s->normed_TW);
+        read_row(&s->model->position_embedding, s->places[t].position, s->normed_TW);
         for (uint32_t k = 0; k < d->hidden_size; k++) x[k] += s->normed_TW[k];
     }
 }
 
 /* ---- attention ---- */
 
-/* cos and sin of position * theta^(-2i / head_dim), once for all layers of the batch */
-void ob_rotary_angles(ob_session *s, uint32_t num_tokens) {
-    const uint32_t half = s->model->description.head_dim / 2;
-    if (s->model->description.position != OB_POSITION_ROPE) return;
-    for (uint32_t t = 0; t < num_tokens; t++)
-        for (uint32_t i = 0; i < half; i++) {
-            double sine, cosine;
-            ob_sincos64((s->position + t) * s->inverse_frequencies[i], &sine, &cosine);
-            s->cos_T[(size_t)t * half + i] = (float)cosine;
-            s->sin_T[(size_t)t * half + i] = (float)sine;
-        }
+/* cos and sin of position * theta^(-2i / head_dim) */
+void ob_rotary_angle(const ob_session *s, uint32_t position, float *cosines, float *sines) {
+    for (uint32_t i = 0; i < s->model->description.head_dim / 2; i++) {
+        double sine, cosine;
+        ob_sincos64(position * s->inverse_frequencies[i], &sine, &cosine);
+        cosines[i] = (float)cosine;
+        sines[i] = (float)sine;
+    }
 }
 
-static uint8_t *cache_row(const ob_session *s, uint8_t *cache, uint32_t layer, uint32_t head, uint32_t position) {
-    return cache + (((size_t)layer * s->model->description.num_key_value_heads + head) * s->max_positions + position) * s->kv_row_bytes;
+/* Once for all layers of the batch. */
+void ob_rotary_angles(ob_session *s, uint32_t num_tokens) {
+    const size_t half = s->model->description.head_dim / 2;
+    if (s->model->description.position != OB_POSITION_ROPE) return;
+    for (uint32_t t = 0; t < num_tokens; t++)
+        ob_rotary_angle(s, s->places[t].position + s->sequences[s->places[t].sequence].offset, s->cos_T + t * half,
+                        s->sin_T + t * half);
+}
+
+static uint8_t *cache_row(const ob_session *s, uint8_t *cache, uint32_t layer, uint32_t head, const ob_place *place) {
+    return ob_cache_rows(s, cache, layer, place->sequence, head) + place->position * s->kv_row_bytes;
 }
 
 /* Norm and rotation of one token's heads in place; the halves of a head form the pairs. */
@@ -70,23 +76,32 @@ typedef struct attend_job {
     uint32_t layer, num_tokens;
 } attend_job;
 
+/* Tokens [first, first + count) of one stretch against one key-value head. */
+static void attend_stretch(ob_session *s, uint32_t layer, uint32_t head, uint32_t first, uint32_t count, uint8_t *work) {
+    const ob_description *d = &s->model->description;
+    const uint32_t heads = d->num_heads / d->num_key_value_heads;
+    const ob_place *last = &s->places[first + count - 1];
+    size_t place = first * s->wide + (size_t)head * heads * d->head_dim;
+    const ob_attention a = {ob_cache_rows(s, s->keys, layer, last->sequence, head),
+                            ob_cache_rows(s, s->values, layer, last->sequence, head), s->kv_row_bytes, s->q_TW + place,
+                            s->attended_TW + place, s->wide, s->wide, s->kv_type, d->head_dim, heads, count,
+                            last->position + 1, 1.0f / ob_sqrt((float)d->head_dim)};
+    s->model->kernels.attend(&a, work);
+}
+
 /* Items are shares of the key-value heads' (head, token) pairs. */
 static void attend_heads(void *argument, uint32_t item, uint32_t num_items, uint32_t thread) {
     const attend_job *j = argument;
     ob_session *s = j->s;
-    const ob_description *d = &s->model->description;
-    const uint32_t heads = d->num_heads / d->num_key_value_heads;
     uint8_t *work = s->work ? s->work + (size_t)thread * OB_WORK_BYTES : NULL;
     uint32_t begin, end;
-    ob_share((uint64_t)d->num_key_value_heads * j->num_tokens, item, num_items, &begin, &end);
+    ob_share((uint64_t)s->model->description.num_key_value_heads * j->num_tokens, item, num_items, &begin, &end);
     while (begin < end) {
-        uint32_t head = begin / j->num_tokens, first = begin % j->num_tokens;
-        uint32_t count = j->num_tokens - first < end - begin ? j->num_tokens - first : end - begin;
-        size_t place = first * s->wide + (size_t)head * heads * d->head_dim;
-        const ob_attention a = {cache_row(s, s->keys, j->layer, head, 0), cache_row(s, s->values, j->layer, head, 0),
-                                s->kv_row_bytes, s->q_TW + place, s->attended_TW + place, s->wide, s->wide, s->kv_type,
-                                d->head_dim, heads, count, s->position + first + count, 1.0f / ob_sqrt((float)d->head_dim)};
-        s->model->kernels.attend(&a, work);
+        uint32_t head = begin / j->num_tokens, first = begin % j->num_tokens, stretch = 0;
+        while (s->stretches[stretch].first + s->stretches[stretch].count <= first) stretch++;
+        uint32_t count = s->stretches[stretch].first + s->stretches[stretch].count - first;
+        if (count > end - begin) count = end - begin;
+        attend_stretch(s, j->layer, head, first, count, work);
         begin += count;
     }
 }
@@ -99,9 +114,9 @@ static void store_keys_and_values(ob_session *s, const ob_layer *l, uint32_t lay
         finish_heads(s, k, l->k_norm, d->num_key_value_heads, t);
         for (uint32_t h = 0; h < d->num_key_value_heads; h++) {
             s->model->kernels.kv_store(s->kv_type, k + (size_t)h * d->head_dim, d->head_dim,
-                                       cache_row(s, s->keys, layer, h, s->position + t));
+                                       cache_row(s, s->keys, layer, h, &s->places[t]));
             s->model->kernels.kv_store(s->kv_type, v + (size_t)h * d->head_dim, d->head_dim,
-                                       cache_row(s, s->values, layer, h, s->position + t));
+                                       cache_row(s, s->values, layer, h, &s->places[t]));
         }
     }
 }

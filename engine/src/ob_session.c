@@ -51,7 +51,10 @@ static void measure_model(ob_session *s, const ob_model *m) {
 
 static void place_buffers(ob_session *s, const ob_description *d, arena *a) {
     const uint64_t batch = s->max_batch, wide = s->wide;
-    const uint64_t cached = (uint64_t)d->num_layers * s->max_positions; /* < 2^16 * 2^25 */
+    const uint64_t cached = (uint64_t)d->num_layers * s->num_sequences * s->max_positions; /* < 2^16 * 2^11 * 2^25 */
+    s->sequences = take(a, s->num_sequences, sizeof(ob_sequence));
+    s->places = take(a, batch, sizeof(ob_place));
+    s->stretches = take(a, batch, sizeof(ob_stretch));
     s->keys = take(a, cached, d->num_key_value_heads * s->kv_row_bytes);
     s->values = take(a, cached, d->num_key_value_heads * s->kv_row_bytes);
     s->x_TH = take(a, batch * d->hidden_size, sizeof(float));
@@ -75,6 +78,7 @@ static ob_status lay_out(ob_session *s, const ob_model *model, const ob_session_
     s->model = model;
     s->max_positions = o && o->max_positions ? o->max_positions : d->max_seq_len;
     s->max_batch = o && o->max_batch ? o->max_batch : DEFAULT_BATCH;
+    s->num_sequences = o && o->num_sequences ? o->num_sequences : 1;
     s->kv_type = o && o->kv_type ? o->kv_type : OB_KV_FLOAT16;
     s->parallel.num_threads = 1;
     if (o && o->parallel) s->parallel = *o->parallel;
@@ -86,14 +90,16 @@ static ob_status lay_out(ob_session *s, const ob_model *model, const ob_session_
     if (s->parallel.num_threads < 1 || s->parallel.num_threads > OB_MAX_THREADS)
         return ob_fail(error, OB_ERROR_ARGUMENT, "num_threads is %u, expected 1 to %u", s->parallel.num_threads,
                        (uint32_t)OB_MAX_THREADS);
+    if (s->num_sequences > OB_MAX_SEQUENCES)
+        return ob_fail(error, OB_ERROR_ARGUMENT, "num_sequences is %u, expected 1 to %u", s->num_sequences, (uint32_t)OB_MAX_SEQUENCES);
     if (s->kv_type >= OB_NUM_KV_TYPES) return ob_fail(error, OB_ERROR_ARGUMENT, "kv_type is %u, expected 0 to 3", s->kv_type);
     measure_model(s, model);
     arena a = {base, 0, 0};
     take(&a, 1, sizeof *s);
     place_buffers(s, d, &a);
     if (a.overflow)
-        return ob_fail(error, OB_ERROR_MEMORY, "a context of %u tokens needs more memory than can be addressed; ask for less",
-                       s->max_positions);
+        return ob_fail(error, OB_ERROR_MEMORY, "a context of %u tokens (%u sequences) needs more memory than can be addressed",
+                       s->max_positions, s->num_sequences);
     *bytes = a.used;
     return OB_OK;
 }
@@ -121,6 +127,7 @@ ob_status ob_session_init(const ob_model *model, const ob_session_options *optio
     ob_session *s = arena;
     if ((status = lay_out(s, model, options, arena, &used, error))) return status;
     const ob_description *d = &model->description;
+    memset(s->sequences, 0, s->num_sequences * sizeof *s->sequences);
     for (uint32_t t = 0; t < s->max_batch; t++) s->ones_T[t] = 1.0f;
     for (uint32_t i = 0; i < d->head_dim / 2; i++)
         s->inverse_frequencies[i] = ob_exp64(-(2.0 * i / d->head_dim) * ob_log64(d->rope_theta));
@@ -131,20 +138,29 @@ ob_status ob_session_init(const ob_model *model, const ob_session_options *optio
 /* ---- forward ---- */
 
 static void trace(ob_session *s, uint32_t point, uint32_t num_tokens) {
-    if (s->trace) s->trace(s->trace_user, point, s->position, s->x_TH, num_tokens, s->model->description.hidden_size);
+    if (s->trace)
+        s->trace(s->trace_user, point, s->places[0].position, s->x_TH, num_tokens, s->model->description.hidden_size);
 }
 
-/* logits of tokens [first, num_tokens) of the batch */
-static void head(ob_session *s, uint32_t first, uint32_t num_tokens, float *logits) {
+/* Logits of the first num_tokens rows of the residual stream. */
+static void head(ob_session *s, uint32_t num_tokens, float *logits) {
     const ob_model *m = s->model;
-    const uint32_t hidden = m->description.hidden_size, count = num_tokens - first;
     const ob_norm norm = {m->final_norm, m->final_norm_bias, m->description.norm_eps, m->description.norm};
     const ob_product product = {&m->head, logits, m->description.vocab_size};
-    ob_multiply(s, &norm, s->x_TH + (size_t)first * hidden, hidden, s->normed_TW, count, &product, 1);
+    if (num_tokens) ob_multiply(s, &norm, s->x_TH, m->description.hidden_size, s->normed_TW, num_tokens, &product, 1);
 }
 
-static void forward_batch(ob_session *s, const uint32_t *tokens, uint32_t num_tokens) {
-    ob_embed(s, tokens, num_tokens);
+/* Gives the next token of the batch the next row of its sequence. */
+static void place_token(ob_session *s, uint32_t t, uint32_t token, uint32_t sequence) {
+    s->places[t] = (ob_place){token, sequence, s->sequences[sequence].position++};
+    if (t == 0) s->num_stretches = 0;
+    if (t == 0 || s->places[t - 1].sequence != sequence) s->stretches[s->num_stretches++] = (ob_stretch){t, 0};
+    s->stretches[s->num_stretches - 1].count++;
+}
+
+/* The layers, for the tokens in s->places. */
+static void run_layers(ob_session *s, uint32_t num_tokens) {
+    ob_embed(s, num_tokens);
     ob_rotary_angles(s, num_tokens);
     trace(s, 0, num_tokens);
     for (uint32_t layer = 0; layer < s->model->description.num_layers; layer++) {
@@ -154,19 +170,32 @@ static void forward_batch(ob_session *s, const uint32_t *tokens, uint32_t num_to
     }
 }
 
+/* Moves row t of the residual stream, which the layers are done with, among the rows that the head reads. */
+static void choose_row(ob_session *s, uint32_t t, uint32_t row) {
+    const size_t hidden = s->model->description.hidden_size;
+    if (t != row) memcpy(s->x_TH + row * hidden, s->x_TH + t * hidden, hidden * sizeof(float));
+}
+
+static ob_status check_token(const ob_session *s, uint32_t token, uint32_t index, ob_error *error) {
+    const uint32_t vocab = s->model->description.vocab_size;
+    if (token < vocab) return OB_OK;
+    return ob_fail(error, OB_ERROR_ARGUMENT, "token %u at place %u is outside the vocabulary of %u", token, index, vocab);
+}
+
+static ob_status check_room(const ob_session *s, const ob_sequence *sequence, uint32_t num_tokens, ob_error *error) {
+    if (num_tokens <= s->max_positions - sequence->position) return OB_OK;
+    return ob_fail(error, OB_ERROR_FULL, "the context is full: %u tokens more do not fit after %u of %u", num_tokens,
+                   sequence->position, s->max_positions);
+}
+
 static ob_status check_tokens(const ob_session *s, const uint32_t *tokens, uint32_t num_tokens, uint32_t which,
                               const float *logits, ob_error *error) {
-    const uint32_t vocab = s->model->description.vocab_size;
     if (!num_tokens || !tokens) return ob_fail(error, OB_ERROR_ARGUMENT, "no tokens were given");
     if (which > OB_LOGITS_ALL || (which != OB_LOGITS_NONE && !logits))
         return ob_fail(error, OB_ERROR_ARGUMENT, "logits are asked for without a place to put them");
-    if (num_tokens > s->max_positions - s->position)
-        return ob_fail(error, OB_ERROR_FULL, "the context is full: %u tokens more do not fit after %u of %u", num_tokens,
-                       s->position, s->max_positions);
-    for (uint32_t i = 0; i < num_tokens; i++)
-        if (tokens[i] >= vocab)
-            return ob_fail(error, OB_ERROR_ARGUMENT, "token %u at place %u is outside the vocabulary of %u", tokens[i], i, vocab);
-    return OB_OK;
+    ob_status status = check_room(s, &s->sequences[0], num_tokens, error);
+    for (uint32_t i = 0; i < num_tokens && !status; i++) status = check_token(s, tokens[i], i, error);
+    return status;
 }
 
 ob_status ob_forward(ob_session *s, const uint32_t *tokens, uint32_t num_tokens, uint32_t which, float *logits,
@@ -177,26 +206,54 @@ ob_status ob_forward(ob_session *s, const uint32_t *tokens, uint32_t num_tokens,
     const size_t vocab = s->model->description.vocab_size;
     for (uint32_t done = 0; done < num_tokens;) {
         uint32_t batch = num_tokens - done < s->max_batch ? num_tokens - done : s->max_batch;
-        forward_batch(s, tokens + done, batch);
-        if (which == OB_LOGITS_ALL) head(s, 0, batch, logits + done * vocab);
-        else if (which == OB_LOGITS_LAST && done + batch == num_tokens) head(s, batch - 1, batch, logits);
-        s->position += batch;
+        for (uint32_t t = 0; t < batch; t++) place_token(s, t, tokens[done + t], 0);
+        run_layers(s, batch);
+        if (which == OB_LOGITS_ALL) head(s, batch, logits + done * vocab);
+        else if (which == OB_LOGITS_LAST && done + batch == num_tokens) {
+            choose_row(s, batch - 1, 0);
+            head(s, 1, logits);
+        }
         done += batch;
     }
     return OB_OK;
 }
 
-uint32_t ob_session_position(const ob_session *session) { return session->position; }
+static ob_status check_items(const ob_session *s, const ob_batch_item *items, uint32_t num_items, const float *logits,
+                             ob_error *error) {
+    ob_status status = OB_OK;
+    if (!num_items || !items) return ob_fail(error, OB_ERROR_ARGUMENT, "no tokens were given");
+    for (uint32_t i = 0; i < s->num_sequences; i++) s->sequences[i].wanted = 0;
+    for (uint32_t i = 0; i < num_items && !status; i++) {
+        if (items[i].sequence >= s->num_sequences)
+            return ob_fail(error, OB_ERROR_ARGUMENT, "sequence %u at place %u, the session has %u", items[i].sequence, i,
+                           s->num_sequences);
+        if (items[i].wants_logits && !logits)
+            return ob_fail(error, OB_ERROR_ARGUMENT, "logits are asked for without a place to put them");
+        ob_sequence *sequence = &s->sequences[items[i].sequence];
+        status = check_room(s, sequence, ++sequence->wanted, error);
+        if (!status) status = check_token(s, items[i].token, i, error);
+    }
+    return status;
+}
 
-uint32_t ob_session_max_positions(const ob_session *session) { return session->max_positions; }
-
-ob_status ob_session_truncate(ob_session *session, uint32_t position, ob_error *error) {
-    if (position > session->position)
-        return ob_fail(error, OB_ERROR_ARGUMENT, "cannot truncate to position %u, the session is at %u", position,
-                       session->position);
-    session->position = position;
+ob_status ob_forward_batch(ob_session *s, const ob_batch_item *items, uint32_t num_items, float *logits, ob_error *error) {
+    if (!s) return ob_fail(error, OB_ERROR_ARGUMENT, "the session is a null pointer");
+    ob_status status = check_items(s, items, num_items, logits, error);
+    if (status) return status;
+    for (uint32_t done = 0; done < num_items;) {
+        uint32_t batch = num_items - done < s->max_batch ? num_items - done : s->max_batch, wanted = 0;
+        for (uint32_t t = 0; t < batch; t++) place_token(s, t, items[done + t].token, items[done + t].sequence);
+        run_layers(s, batch);
+        for (uint32_t t = 0; t < batch; t++)
+            if (items[done + t].wants_logits) choose_row(s, t, wanted++);
+        head(s, wanted, logits);
+        if (wanted) logits += wanted * (size_t)s->model->description.vocab_size;
+        done += batch;
+    }
     return OB_OK;
 }
+
+uint32_t ob_session_max_positions(const ob_session *session) { return session->max_positions; }
 
 void ob_session_set_trace(ob_session *session, ob_trace function, void *user) {
     session->trace = function;

@@ -1,4 +1,4 @@
-/* A session: one sequence's KV cache and the work memory of a batch. Legend: T tokens of the batch, H hidden_size,
+/* A session: the KV cache of its sequences and the work memory of a batch. Legend: T tokens of the batch, H hidden_size,
  * Q num_heads * head_dim, I intermediate_size, W the largest of H, Q and I, rounded up to 16. */
 #ifndef OB_SESSION_H
 #define OB_SESSION_H
@@ -13,17 +13,36 @@ typedef struct ob_prepared {
     ob_inputs inputs;
 } ob_prepared;
 
+/* One sequence. Row p of its cache has the rotary position p + offset: a shift moves rows, not angles. */
+typedef struct ob_sequence {
+    uint32_t position, offset; /* rows in use; rows dropped before them */
+    uint32_t wanted;           /* tokens a batch means to add: work space of its check */
+} ob_sequence;
+
+/* A token of the batch and the cache row it gets. */
+typedef struct ob_place {
+    uint32_t token, sequence, position;
+} ob_place;
+
+/* Consecutive tokens of the batch that belong to one sequence, as attention takes them. */
+typedef struct ob_stretch {
+    uint32_t first, count;
+} ob_stretch;
+
 struct ob_session {
     const ob_model *model;
     ob_parallel parallel;
     ob_trace trace;
     void *trace_user;
-    uint32_t position, max_positions, max_batch;
+    uint32_t max_positions, max_batch, num_sequences, num_stretches;
+    ob_sequence *sequences;       /* [num_sequences] */
+    ob_place *places;             /* [T] */
+    ob_stretch *stretches;        /* [num_stretches] of at most T */
     size_t wide;                  /* W */
     uint32_t kv_type;             /* OB_KV_*, DEFAULT resolved */
     size_t kv_row_bytes;          /* a cached key or value of one position and key-value head */
     size_t codes_stride, num_sums;/* int8 codes and group sums of one token, for the most demanding tensor */
-    uint8_t *keys, *values;       /* [num_layers, num_key_value_heads, max_positions, kv_row_bytes] */
+    uint8_t *keys, *values;       /* [num_layers, num_sequences, num_key_value_heads, max_positions, kv_row_bytes] */
     float *x_TH;                  /* residual stream */
     float *normed_TW, *q_TW, *k_TW, *v_TW, *attended_TW, *gate_TW, *up_TW, *out_TW;
     float *code_floats_TW;        /* int8 codes as floats, where float weights ask for quantised inputs */
@@ -57,10 +76,17 @@ void ob_multiply(ob_session *s, const ob_norm *norm, const float *x, size_t x_st
 
 /* ob_layers.c */
 void ob_run(ob_session *s, ob_task task, void *argument, uint32_t num_items);
-void ob_embed(ob_session *s, const uint32_t *tokens, uint32_t num_tokens);
+void ob_embed(ob_session *s, uint32_t num_tokens);
 void ob_rotary_angles(ob_session *s, uint32_t num_tokens);
+void ob_rotary_angle(const ob_session *s, uint32_t position, float *cosines, float *sines);
 void ob_attention_block(ob_session *s, uint32_t layer, uint32_t num_tokens);
 void ob_mlp_block(ob_session *s, uint32_t layer, uint32_t num_tokens);
+
+/* A sequence's rows of one layer and key-value head in s->keys or s->values. */
+static inline uint8_t *ob_cache_rows(const ob_session *s, uint8_t *cache, uint32_t layer, uint32_t sequence, uint32_t head) {
+    uint64_t index = ((uint64_t)layer * s->num_sequences + sequence) * s->model->description.num_key_value_heads + head;
+    return cache + index * s->max_positions * s->kv_row_bytes;
+}
 
 /* This thread's share of `total` items: [*begin, *end). */
 static inline void ob_share(uint64_t total, uint32_t index, uint32_t count, uint32_t *begin, uint32_t *end) {

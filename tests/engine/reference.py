@@ -27,6 +27,7 @@ def _rounded(x: Array, activation: Activation) -> Array:
 class Reference:
     def __init__(self, file: OneBitFile) -> None:
         self.file, self.d = file, file.description
+        self.held: dict[str, tuple[Array, Array]] = {}  # by layer
         self.weights = {name: tensor.values().astype(np.float64) for name, tensor in file.tensors.items()}
 
     def _linear(self, name: str, x: Array) -> Array:
@@ -43,12 +44,25 @@ class Reference:
         y = centred / np.sqrt(x.var(-1, keepdims=True) + self.d.norm_eps) * self.weights[name + ".weight"][0]
         return y + self.weights[name + ".bias"][0]
 
-    def _rotate(self, x_nhd: Array) -> Array:
+    def _rotate(self, x_nhd: Array, first: int = 0) -> Array:
         n, _, dim = x_nhd.shape
-        angle = np.arange(n)[:, None] * self.d.rope_theta ** (-np.arange(0, dim, 2) / dim)
+        angle = np.arange(first, first + n)[:, None] * self.d.rope_theta ** (-np.arange(0, dim, 2) / dim)
         cos, sin = np.cos(angle)[:, None], np.sin(angle)[:, None]
         a, b = x_nhd[..., : dim // 2], x_nhd[..., dim // 2 :]
         return np.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
+
+    def _with_held(self, prefix: str, k_nhd: Array, v_nhd: Array) -> tuple[Array, Array]:
+        """Keys (not rotated yet) and values of everything held, and these after it."""
+        if prefix in self.held:
+            k_nhd, v_nhd = (np.concatenate(pair) for pair in zip(self.held[prefix], (k_nhd, v_nhd), strict=True))
+        self.held[prefix] = k_nhd, v_nhd
+        return k_nhd, v_nhd
+
+    def drop(self, keep: int, discard: int) -> None:
+        """A context shift: the held rows [keep, keep + discard) are gone, later ones stand that much further up."""
+        for prefix, pair in self.held.items():
+            k_nhd, v_nhd = (np.concatenate([rows[:keep], rows[keep + discard :]]) for rows in pair)
+            self.held[prefix] = k_nhd, v_nhd
 
     def _attention(self, prefix: str, x: Array) -> Array:
         d, n = self.d, len(x)
@@ -57,12 +71,14 @@ class Reference:
         v = self._linear(prefix + "v_proj", x).reshape(n, d.num_key_value_heads, d.head_dim)
         if d.qk_norm:
             q, k = self._rms(prefix + "q_norm", q), self._rms(prefix + "k_norm", k)
+        k, v = self._with_held(prefix, k, v)
+        held = len(k) - n
         if d.position == "rope":
-            q, k = self._rotate(q), self._rotate(k)
+            q, k = self._rotate(q, held), self._rotate(k)
         repeat = d.num_heads // d.num_key_value_heads
         k, v = np.repeat(k, repeat, 1), np.repeat(v, repeat, 1)
         scores = np.einsum("ihd,jhd->hij", q, k) / np.sqrt(d.head_dim)
-        scores = np.where(np.tril(np.ones((n, n), bool)), scores, -np.inf)
+        scores = np.where(np.tril(np.ones((n, held + n), bool), held), scores, -np.inf)
         p = np.exp(scores - scores.max(-1, keepdims=True))
         out = np.einsum("hij,jhd->ihd", p / p.sum(-1, keepdims=True), v).reshape(n, -1)
         if d.sub_norm:
@@ -86,7 +102,12 @@ class Reference:
         return self._linear(prefix + "down_proj", inner)
 
     def run(self, ids: list[int]) -> tuple[Array, Array]:
-        """Logits [n, V] and the residual stream [layers + 1, n, H]."""
+        """Logits [n, V] and the residual stream [layers + 1, n, H] of a text."""
+        self.held.clear()
+        return self.go_on(ids)
+
+    def go_on(self, ids: list[int]) -> tuple[Array, Array]:
+        """The same for tokens after those that are held; not for learned positions."""
         x = self.weights["model.embed_tokens.weight"][ids]
         if self.d.position == "learned":
             x = x + self.weights["model.embed_positions.weight"][: len(ids)]

@@ -36,7 +36,7 @@ static void try_tokenizer(const ob_model *model) {
 static void run_tokens(const ob_model *model, uint64_t choice) {
     ob_description d;
     ob_model_describe(model, &d);
-    ob_session_options options = {d.max_seq_len < 8 ? d.max_seq_len : 8, (uint32_t)(1 + choice % 4), 0, 0, NULL};
+    ob_session_options options = {.max_positions = d.max_seq_len < 8 ? d.max_seq_len : 8, .max_batch = (uint32_t)(1 + choice % 4)};
     uint32_t tokens[NUM_TOKENS], room = options.max_positions < NUM_TOKENS ? options.max_positions : NUM_TOKENS;
     size_t bytes;
     ob_session *session;
@@ -55,6 +55,7 @@ static void run_tokens(const ob_model *model, uint64_t choice) {
                 ob_sample(&sampler, logits, d.vocab_size, tokens, prompt, sampler_arena, sampler_bytes, &next, NULL);
             free(sampler_arena);
             if (prompt < room) ob_forward(session, tokens, room - prompt, OB_LOGITS_LAST, logits, NULL);
+            ob_sequence_shift(session, 0, prompt / 2, prompt - prompt / 2, NULL);
             ob_session_truncate(session, 0, NULL);
         }
     }
@@ -79,7 +80,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         if (arena && !ob_model_init(image, size, &options, arena, bytes, &model, &error)) {
             for (uint32_t i = 0; i < ob_model_num_tensors(model); i++)
                 if (!ob_model_tensor(model, i, &info, &error)) ob_model_check_tensor(model, i, &error);
-            for (uint32_t i = 0; ob_model_kernel(model, i); i++) choice += (uint8_t)ob_model_kernel(model, i)[0];
+            char line[OB_KERNEL_LINE];
+            for (uint32_t i = 0; ob_model_kernel(model, i, line); i++) choice += (uint8_t)line[0];
             try_tokenizer(model);
             run_tokens(model, choice);
         }

@@ -34,7 +34,7 @@ __all__ = [
     "library_path",
 ]
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 KERNEL_LINE = 96
 LOGITS_NONE, LOGITS_LAST, LOGITS_ALL = 0, 1, 2
 _STATUS_FORMAT, _STATUS_IO = 2, 5
@@ -96,7 +96,10 @@ class CSessionOptions(ctypes.Structure):
     """ob_session_options."""
 
     _fields_ = [
-        *[(name, c_uint32) for name in ("max_positions", "max_batch", "num_threads", "kv_type")],
+        *[
+            (name, c_uint32)
+            for name in ("max_positions", "max_batch", "num_threads", "kv_type", "num_sequences", "zero")
+        ],
         ("parallel", c_void_p),
     ]
 
@@ -141,6 +144,11 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "ob_session_position": (c_uint32, [c_void_p]),
     "ob_session_max_positions": (c_uint32, [c_void_p]),
     "ob_session_truncate": (_STATUS, [c_void_p, c_uint32, _ERROR]),
+    "ob_forward_batch": (_STATUS, [c_void_p, c_void_p, c_uint32, c_void_p, _ERROR]),
+    "ob_sequence_position": (c_uint32, [c_void_p, c_uint32]),
+    "ob_sequence_truncate": (_STATUS, [c_void_p, c_uint32, c_uint32, _ERROR]),
+    "ob_sequence_copy": (_STATUS, [c_void_p, c_uint32, c_uint32, c_uint32, _ERROR]),
+    "ob_sequence_shift": (_STATUS, [c_void_p, c_uint32, c_uint32, c_uint32, _ERROR]),
     "ob_session_set_trace": (None, [c_void_p, TRACE, c_void_p]),
     "ob_sampler_init": (_STATUS, [POINTER(CSampler), POINTER(CSamplerOptions), _ERROR]),
     "ob_sampler_arena_bytes": (c_size_t, [c_uint32]),

@@ -1,4 +1,4 @@
-"""A ``.1bit`` model ready to run, and sessions on it: the thin Python face of the C engine.
+"""A ``.1bit`` model ready to run: the thin Python face of the C engine.
 
 Legend: n tokens, V vocab_size, H hidden_size, L num_layers. Arrays that come back are fresh and belong to the caller.
 """
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onebit.engine import _library as c
 from onebit.engine.cores import physical_cores
 from onebit.engine.description import LAYOUTS, Description, TensorInfo
+from onebit.engine.session import Session, token_array
 from onebit.errors import EngineError, nearest_name
 
 if TYPE_CHECKING:
@@ -28,23 +29,6 @@ if TYPE_CHECKING:
 __all__ = ["Model", "Session"]
 
 _ISAS = ("auto", "scalar", "avx2", "avxvnni", "avx512", "amx", "neon", "i8mm", "wasm")
-KV_TYPES = ("default", "float32", "float16", "int8")
-_PREFILL_STEP = 256  # tokens per call into C: Ctrl-C is answered between calls
-
-
-def _token_array(ids: Sequence[int] | NDArray[Any]) -> NDArray[np.uint32]:
-    """Token ids as the engine takes them; EngineError when they are not whole numbers from 0 on."""
-    array = np.asarray(ids)
-    if array.ndim != 1 or array.size == 0 or array.dtype.kind not in "iu":
-        raise EngineError(f"token ids must be a non-empty list of whole numbers, got {_shorten(ids)}")
-    if array.min() < 0 or array.max() > 0xFFFFFFFE:
-        raise EngineError(f"token ids must not be negative, got {int(array.min())} to {int(array.max())}")
-    return np.ascontiguousarray(array, np.uint32)
-
-
-def _shorten(value: object) -> str:
-    text = repr(value)
-    return text if len(text) < 60 else text[:57] + "..."
 
 
 class Model:
@@ -139,21 +123,24 @@ class Model:
             lines.append(line.value.decode())
         return lines
 
-    def session(self, max_positions: int | None = None, max_batch: int | None = None, kv: str = "default") -> Session:
-        """A new sequence. ``max_positions`` None is the model's max_seq_len, which is also the most allowed.
+    def session(
+        self, max_positions: int | None = None, max_batch: int | None = None, kv: str = "default", sequences: int = 1
+    ) -> Session:
+        """A new session. ``max_positions`` None is the model's max_seq_len, which is also the most allowed.
 
-        ``kv`` is how keys and values are kept: float16 (the default), float32 or int8.
+        ``kv`` is how keys and values are kept: float16 (the default), float32 or int8. Each of the ``sequences`` has
+        ``max_positions`` of its own.
         """
-        return Session(self, max_positions, max_batch, kv)
+        return Session(self, max_positions, max_batch, kv, sequences)
 
     def logits(self, ids: Sequence[int] | NDArray[Any], kv: str = "default") -> NDArray[np.float32]:
         """Teacher-forced logits [n, V]: row i is what the model expects after ids[: i + 1]."""
-        tokens = _token_array(ids)
+        tokens = token_array(ids)
         return self.session(self._fit(tokens), kv=kv).forward(tokens, "all")
 
     def hidden(self, ids: Sequence[int] | NDArray[Any], kv: str = "default") -> NDArray[np.float32]:
         """The residual stream [L + 1, n, H]: after the embedding, then after each layer."""
-        tokens = _token_array(ids)
+        tokens = token_array(ids)
         d = self.description
         out_LNH = np.empty((d.num_layers + 1, tokens.size, d.hidden_size), np.float32)
 
@@ -180,125 +167,3 @@ class Model:
         from onebit.engine.generate import Generation
 
         return Generation(self, prompt, **options)
-
-
-class Session:
-    """One sequence with its KV cache. ``tokens`` are the ids it has seen. Not for several threads at once."""
-
-    def __init__(
-        self, model: Model, max_positions: int | None = None, max_batch: int | None = None, kv: str = "default"
-    ) -> None:
-        self._handle = ctypes.c_void_p()
-        self._model = model  # keeps the mapped file alive
-        self._trace: Any = None
-        self.tokens: list[int] = []
-        longest = model.description.max_seq_len
-        if max_positions is not None and not 1 <= max_positions <= longest:
-            raise EngineError(f"max_positions must be 1 to the model's {longest}, got {max_positions}")
-        if max_batch is not None and not 1 <= max_batch <= 256:
-            raise EngineError(f"max_batch must be 1 to 256, got {max_batch}")
-        if kv not in KV_TYPES:
-            raise EngineError(f"kv must be one of {', '.join(KV_TYPES)}, got {kv!r}{nearest_name(kv, KV_TYPES)}")
-        options = c.CSessionOptions(
-            max_positions=max_positions or 0,
-            max_batch=max_batch or 0,
-            num_threads=model.threads,
-            kv_type=KV_TYPES.index(kv),
-        )
-        error = c.Error()
-        status = c.library().ob_session_create(
-            model._handle, ctypes.byref(options), ctypes.byref(self._handle), ctypes.byref(error)
-        )
-        c.check(status, error)
-
-    def __del__(self) -> None:
-        handle, self._handle = getattr(self, "_handle", None), ctypes.c_void_p()
-        if handle:
-            c.library().ob_session_free(handle)
-
-    @property
-    def position(self) -> int:
-        """How many tokens the session holds."""
-        return int(c.library().ob_session_position(self._handle))
-
-    @property
-    def max_positions(self) -> int:
-        """How many it can hold."""
-        return int(c.library().ob_session_max_positions(self._handle))
-
-    def forward(self, ids: Sequence[int] | NDArray[Any], logits: str = "last") -> NDArray[np.float32]:
-        """Append tokens. ``logits`` "last" gives [V], "all" [n, V], "none" an empty array.
-
-        When the tokens do not all fit or one is not in the vocabulary, EngineError says so and nothing has changed.
-        """
-        tokens = _token_array(ids)
-        vocab = self._model.description.vocab_size
-        if tokens.size > self.max_positions - self.position:
-            raise EngineError(
-                f"the context is full: {tokens.size} tokens more do not fit after {self.position} of"
-                f" {self.max_positions}; start a new session or a longer one"
-            )
-        if int(tokens.max()) >= vocab:
-            raise EngineError(f"token {int(tokens.max())} is outside the vocabulary of {vocab}")
-        if logits not in ("last", "all", "none"):
-            raise EngineError(f'logits must be "last", "all" or "none", got {logits!r}')
-        rows = tokens.size if logits == "all" else 1 if logits == "last" else 0
-        out_NV = np.empty((rows, vocab), np.float32)
-        for start in range(0, tokens.size, _PREFILL_STEP):
-            part = tokens[start : start + _PREFILL_STEP]
-            is_last = start + part.size == tokens.size
-            if logits == "all":
-                self._forward(part, c.LOGITS_ALL, out_NV[start:])
-            elif logits == "last" and is_last:
-                self._forward(part, c.LOGITS_LAST, out_NV)
-            else:
-                self._forward(part, c.LOGITS_NONE, out_NV)
-        return out_NV[0] if logits == "last" else out_NV
-
-    def _forward(self, tokens: NDArray[np.uint32], which: int, out: NDArray[np.float32]) -> None:
-        error = c.Error()
-        status = c.library().ob_forward(
-            self._handle,
-            tokens.ctypes.data,
-            tokens.size,
-            which,
-            out.ctypes.data if which else None,
-            ctypes.byref(error),
-        )
-        c.check(status, error)
-        self.tokens.extend(tokens.tolist())
-
-    def prefill(self, ids: Sequence[int] | NDArray[Any]) -> NDArray[np.float32]:
-        """Append tokens; logits [V] after the last."""
-        return self.forward(ids, "last")
-
-    def decode(self, token: int) -> NDArray[np.float32]:
-        """Append one token; logits [V] after it."""
-        return self.forward([token], "last")
-
-    def continue_with(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """Make the session hold exactly ``ids``, keeping what it shares with them from the start; logits [V]."""
-        wanted = _token_array(ids).tolist()
-        shared = 0
-        limit = min(len(self.tokens), len(wanted) - 1)  # at least one token must run to give logits
-        while shared < limit and self.tokens[shared] == wanted[shared]:
-            shared += 1
-        self.truncate(shared)
-        return self.prefill(wanted[shared:])
-
-    def truncate(self, position: int) -> None:
-        """Forget the tokens from ``position`` on."""
-        error = c.Error()
-        if not 0 <= position <= self.position:
-            raise EngineError(f"cannot truncate to {position}: the session holds {self.position} tokens")
-        c.check(c.library().ob_session_truncate(self._handle, position, ctypes.byref(error)), error)
-        del self.tokens[position:]
-
-    def reset(self) -> None:
-        """Forget everything."""
-        self.truncate(0)
-
-    def trace(self, callback: Any) -> None:
-        """Call a ``_library.TRACE`` function with the residual stream after the embedding and each layer."""
-        self._trace = callback  # ctypes does not keep it alive
-        c.library().ob_session_set_trace(self._handle, callback, None)
