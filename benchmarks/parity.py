@@ -36,8 +36,8 @@ import torch
 
 from onebit.engine import Model
 from onebit.eval.comparison import margin
-from onebit.eval.embedding_rounding import rounded_like
 from onebit.eval.forms import EngineForm, TorchForm
+from onebit.eval.stored_tables import rounded_like
 from onebit.eval.verify import Alone, layers_alone
 from onebit.formats.export import from_model
 from onebit.formats.onebit_file import write
@@ -146,6 +146,7 @@ def quick_cases() -> Iterator[Case]:
     yield _case("binary", "row", "int8", {}, "exchange", "binary")
     for level in ("float32", "int8", "int4"):
         yield _case("absmean", "tensor", "int8", {"head": "untied"}, embedding_level=level)
+    yield _case("absmean", "tensor", "int8", {}, embedding_level="int8")
 
 
 def full_cases() -> Iterator[Case]:
@@ -207,7 +208,7 @@ def measure(case: Case, folder: Path) -> Parity:
     rng = np.random.default_rng(case.seed)
     texts = rng.integers(0, model.config.vocab_size, (TEXTS, TEXT))
     sequence_T, decoded_TV = _greedy(engine.model, rng.integers(0, model.config.vocab_size, PROMPT))
-    with rounded_like(model, engine.stored_levels()):
+    with rounded_like(model, engine.stored_tables):
         expected = np.concatenate([reference.logits(text) for text in texts])
         expected_greedy_TV = reference.logits(sequence_T)
         alone = layers_alone(reference, engine, sequence_T)
@@ -222,7 +223,7 @@ def measure(case: Case, folder: Path) -> Parity:
         parted_at=at,
         parted_margin=0.0 if at is None else margin(expected_greedy_TV[at]) / float(np.abs(expected_greedy_TV).max()),
         decode_equals_batch=np.array_equal(engine.logits(sequence_T), decoded_TV),
-        scalar_equals_simd=np.array_equal(scalar.logits(sequence_T), decoded_TV),
+        scalar_equals_simd=np.array_equal(scalar.logits(sequence_T, kv="float32"), decoded_TV),
     )
 
 
@@ -232,7 +233,7 @@ def _relative(expected: np.ndarray, found: np.ndarray) -> np.ndarray:
 
 def _greedy(model: Model, prompt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The engine's greedy continuation [T] (prompt first) and its logits [T, V], decoded one token at a time."""
-    session = model.session()
+    session = model.session(kv="float32")  # as torch keeps them
     ids = [int(token) for token in prompt]
     logits = [session.prefill(ids[:1]), *(session.decode(token) for token in ids[1:])]
     for _ in range(GREEDY - 1):

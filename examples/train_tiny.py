@@ -77,7 +77,7 @@ def make(folder: Path, steps: int, threads: int | None) -> Path:
     if not result.complete:
         sys.exit(f"stopped after step {result.steps}; the same command goes on from there")
     file = folder / "tiny.1bit"
-    export(folder, file, pack_mode="ternary5", layout="run", embedding_level="int8", emit_c_header=False, verify=True)
+    export(folder, file, pack_mode="ternary5", layout="run", emit_c_header=False, verify=True)
     if file.stat().st_size > MAX_BYTES:
         sys.exit(f"error: {file} has {file.stat().st_size} bytes, more than {MAX_BYTES}; choose a smaller vocabulary")
     shutil.copyfile(folder / "training_manifest.json", folder / "tiny_manifest.json")

@@ -123,7 +123,7 @@ def test_mixed_levels_each_in_their_own_layout() -> None:
     assert found["layers.0.attention.q_proj"] == found["layers.1.mlp.gate_proj"] == "ternary5"
     for name, tensor in file.tensors.items():
         assert np.array_equal(tensor.values(), expected_values(model, name)), name
-    assert file.tensors["lm_head.weight"].activation.name == "NONE"
+    assert file.tensors["lm_head.weight"].activation.name == "INT8"
     assert file.tensors["model.layers.0.mlp.up_proj.weight"].activation.name == "INT8"
 
 
@@ -136,6 +136,26 @@ def test_embedding_level(level: str) -> None:
         expected = weight if level == "float32" else fake_quantize(weight, WeightQuantizer.for_level(level))  # type: ignore[arg-type]
         assert file.tensors[name].layout.label == level
         assert np.array_equal(file.tensors[name].values(), expected.numpy())
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_embedding_and_head_are_int8_and_the_head_reads_int8_unless_asked_otherwise(tied: bool) -> None:
+    model = model_of(tie_word_embeddings=tied)
+    head = "model.embed_tokens.weight" if tied else "lm_head.weight"
+    for level, asked, expected in (
+        (None, None, ("int8", "int8")),
+        (None, "none", ("int8", "none")),
+        ("int4", None, ("int4", "int8")),
+        ("float16", None, ("float16", "none")),
+        ("float32", None, ("float32", "none")),
+    ):
+        tensors = from_model(model, embedding_level=level, head_activation=asked).tensors
+        assert (tensors[head].layout.label, tensors[head].activation.name.lower()) == expected
+        if not tied:  # a look-up has no inputs to round
+            table = tensors["model.embed_tokens.weight"]
+            assert (table.layout.label, table.activation.name.lower()) == (expected[0], "none")
+    with pytest.raises(ConfigError, match="--head-activation is 'sign'"):
+        from_model(model, head_activation="sign")
 
 
 def test_activation_kinds_are_carried() -> None:

@@ -37,8 +37,6 @@ SHAPE: dict[str, Any] = {
 }
 VOCABULARY = 2048
 PROMPTS = ("def read_lines(path):\n", "class Parser:\n", "import os\nimport sys\n\n", "    def __init__(self, ")
-# As float16 the embedding would be heavier than everything else; the evaluation below measures what int8 costs.
-EMBEDDING_LEVEL = "int8"
 VALIDATION_SHARE = 0.02
 EVAL_TOKENS = 16_384
 
@@ -165,11 +163,16 @@ def _train_seconds(metrics: list[dict[str, float]], tokens: int) -> float:
 
 
 def _export(run: _Run) -> OneBitFile:
+    from onebit.cli.progress import ProgressLine
+    from onebit.eval.forms import open_checkpoint
+    from onebit.eval.tables_cost import with_tables_cost
     from onebit.formats.checkpoint import from_checkpoint
     from onebit.formats.onebit_file import read, write
 
-    size = write(run.file, from_checkpoint(run.checkpoint, pack_mode="ternary", embedding_level=EMBEDDING_LEVEL))
-    run.say(f"exported {run.file}, {size / 1e6:.2f} MB")
+    checkpoint, line = open_checkpoint(run.checkpoint), ProgressLine("measuring embedding and head", "windows")
+    file, cost = with_tables_cost(from_checkpoint(run.checkpoint, pack_mode="ternary"), checkpoint, progress=line)
+    size = write(run.file, file)
+    run.say(f"exported {run.file}, {size / 1e6:.2f} MB; {cost}")
     return read(run.file)
 
 

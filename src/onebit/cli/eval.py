@@ -35,7 +35,7 @@ def eval(
     """Score a text file: loss in nats per token, perplexity, bits per byte.
 
     The text is tokenized as one sequence and every token is scored once. Windows do not overlap unless --stride is
-    given. A .1bit file and the checkpoint it was exported from give the same figures.
+    given. A .1bit file and the checkpoint it was exported from differ by what rounding embedding and head costs.
     """
     from onebit.cli.progress import ProgressLine
     from onebit.eval.evaluate import evaluate, read_text

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from onebit.eval.forms import Form
     from onebit.eval.verify import VerifyReport
 
 __all__ = ["export"]
@@ -32,7 +33,22 @@ def export(
         str | None,
         typer.Option(
             "--embedding-level",
-            help="float32, float16, int8 or int4 for embedding and head; as trained if not given, else float16.",
+            help="float32, float16, int8 or int4 for embedding and head; as trained if not given, else int8.",
+        ),
+    ] = None,
+    head_activation: Annotated[
+        str | None,
+        typer.Option(
+            "--head-activation",
+            help="What the head's inputs are rounded to: int8 (twice as fast) or none; int8 before int8 and int4 if"
+            " not given.",
+        ),
+    ] = None,
+    val_data: Annotated[
+        str | None,
+        typer.Option(
+            "--val-data",
+            help="Text on which to measure what storing embedding and head costs; what training held out if not given.",
         ),
     ] = None,
     emit_c_header: Annotated[
@@ -45,12 +61,15 @@ def export(
 ) -> None:
     """Write a checkpoint as one .1bit file: weights, tokenizer, chat template and manifest.
 
-    The codes and scales are those of training. The file gets its name only when the engine computes from it what torch
-    computes from the checkpoint; what was at --output before stays until then.
+    The codes and scales are those of training. Embedding and head trained as floats become int8 unless asked otherwise;
+    what that costs in loss is measured, printed and kept in the file. The file gets its name only when the engine
+    computes from it what torch computes from the checkpoint; what was at --output before stays until then.
     """
     from json import dumps
 
     from onebit.cli.progress import ProgressLine
+    from onebit.eval.forms import open_checkpoint
+    from onebit.eval.tables_cost import with_tables_cost
     from onebit.formats.atomic import beside
     from onebit.formats.c_header import write_c_header
     from onebit.formats.checkpoint import from_checkpoint
@@ -65,11 +84,14 @@ def export(
         pack_mode=pack_mode,
         layout=layout,
         embedding_level=embedding_level,
+        head_activation=head_activation,
         progress=ProgressLine("export", "tensors"),
     )
+    checkpoint = open_checkpoint(model_dir)
+    file, cost = with_tables_cost(file, checkpoint, val_data, ProgressLine("measuring embedding and head", "windows"))
     with beside(output) as unproven:
         write(unproven, file)
-        report = _verify(model_dir, unproven, output) if verify else None
+        report = _verify(checkpoint, unproven, output) if verify else None
     header_bytes = None if header is None else write_c_header(header, file)
     summary, notes = summarise(file), what_stayed_behind(file)
     if json:
@@ -77,12 +99,15 @@ def export(
             "output": str(output),
             "file_bytes": output.stat().st_size,
             "totals": summary["totals"],
+            "tables_cost": summary["tables_cost"],
             "verified": None if report is None else report.to_dict(),
             "c_header": None if header is None else {"output": str(header), "file_bytes": header_bytes},
             "notes": notes,
         }
         typer.echo(dumps(record, indent=2))
         return
+    if cost:
+        typer.echo(cost)
     _print_report(output, summary, notes, report)
     if header_bytes is not None:
         typer.echo(f"wrote {header}, {header_bytes / 1e6:.2f} MB of C")
@@ -106,7 +131,7 @@ def _check_output(output: Path, header: Path | None) -> None:
         raise ConfigError(f"--output: the folder {output.parent} cannot be written to")
 
 
-def _verify(model_dir: Path, unproven: Path, output: Path) -> VerifyReport | None:
+def _verify(checkpoint: Form, unproven: Path, output: Path) -> VerifyReport | None:
     """Hold the file against the checkpoint; an OnebitError says how they differ. None: there is no engine to run it."""
     from onebit.engine import library_path
     from onebit.errors import EngineError, OnebitError
@@ -117,10 +142,10 @@ def _verify(model_dir: Path, unproven: Path, output: Path) -> VerifyReport | Non
     except EngineError as error:
         typer.echo(f"warning: {output} is not verified: {error}", err=True)
         return None
-    report = verify(model_dir, unproven)
+    report = verify(checkpoint, unproven)
     if not report.passed:
         raise OnebitError(
-            f"the file does not compute what {model_dir} computes, so {output} was not written: "
+            f"the file does not compute what {checkpoint.name} computes, so {output} was not written: "
             f"{'; '.join(report.reasons)}; please report it, or look closer with --no-verify and onebit verify"
         )
     return report

@@ -24,6 +24,7 @@ def info(
     from json import dumps
 
     from onebit.cli.model_path import TINY, tiny_model_path
+    from onebit.eval.tables_cost import describe_cost
     from onebit.formats.onebit_file import read
     from onebit.formats.statistics import summarise
 
@@ -40,6 +41,8 @@ def info(
     print_tensors(summary["tensors"])
     typer.echo("")
     print_totals(summary["totals"], summary["file_bytes"])
+    if summary["tables_cost"] is not None:
+        typer.echo(describe_cost(summary["tables_cost"]))
 
 
 def _print_model(summary: dict[str, Any]) -> None:

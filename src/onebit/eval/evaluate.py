@@ -18,7 +18,7 @@ from onebit.eval.record import ResultRecord
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["Evaluation", "evaluate", "read_text"]
+__all__ = ["Evaluation", "evaluate", "prepare", "read_text"]
 
 Progress = Callable[[int, int], None]
 
@@ -71,7 +71,7 @@ def evaluate(
     context = form.context if context is None else context
     if not 1 <= context <= form.context:
         raise ConfigError(f"--context {context}: this model reads between 1 and {form.context} tokens")
-    ids_T, scored = _prepare(tokenizer, text, form.bos, max_tokens)
+    ids_T, scored = prepare(tokenizer, text, form.bos, max_tokens)
     if int(ids_T.max()) >= form.vocab_size:
         raise DataError(
             f"token {int(ids_T.max())} of the tokenizer is outside the model's vocabulary of {form.vocab_size}"
@@ -89,7 +89,7 @@ def evaluate(
     return Evaluation(quality, form.runtime, context, stride or context, form.bos is not None, seconds)
 
 
-def _prepare(tokenizer: Tokenizer, text: str, bos: int | None, max_tokens: int | None) -> tuple[Ids, str]:
+def prepare(tokenizer: Tokenizer, text: str, bos: int | None, max_tokens: int | None) -> tuple[Ids, str]:
     """Token ids (BOS in front when there is one) and the text whose bytes and words are counted."""
     ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
     scored = text

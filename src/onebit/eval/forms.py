@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onebit.errors import FormatError
+from onebit.eval.stored_tables import StoredTables
 from onebit.formats.layout import Kind
 
 if TYPE_CHECKING:
@@ -25,12 +26,11 @@ if TYPE_CHECKING:
     from onebit.engine import Model
     from onebit.models import OneBitForCausalLM
 
-__all__ = ["EngineForm", "Form", "TorchForm", "open_form"]
+__all__ = ["EngineForm", "Form", "TorchForm", "open_checkpoint", "open_form"]
 
 Ids: TypeAlias = NDArray[np.int64]
 Floats: TypeAlias = NDArray[np.float32]
 
-_TABLES = (Kind.TOKEN_EMBEDDING, Kind.POSITION_EMBEDDING, Kind.HEAD)
 _PROJECTIONS = (Kind.Q, Kind.K, Kind.V, Kind.O, Kind.GATE, Kind.UP, Kind.DOWN)
 
 
@@ -42,7 +42,11 @@ class Form(Protocol):
     vocab_size: int
     context: int
     bos: int | None
-    activations: frozenset[str]  # activation quantisers of its linear layers: none, int8, sign
+
+    @property
+    def activations(self) -> frozenset[str]:
+        """Activation quantisers of its linear layers and its head: none, int8, sign."""
+        ...
 
     @property
     def tokenizer(self) -> Tokenizer | None: ...
@@ -72,9 +76,10 @@ class EngineForm:
         self.vocab_size = description.vocab_size
         self.context = description.max_seq_len
         self.bos = description.bos
+        self.stored_tables = StoredTables.of(self._file.tensors.values())
         self.activations = frozenset(
             tensor.activation.name.lower() for tensor in self._file.tensors.values() if tensor.kind in _PROJECTIONS
-        )
+        ) | {self.stored_tables.head_activation}
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -85,11 +90,6 @@ class EngineForm:
 
     def hidden(self, ids_T: Ids) -> Floats:
         return self.model.hidden(ids_T, kv="float32")
-
-    def stored_levels(self) -> dict[str, str]:
-        """Level of each embedding and of the head: {"model.embed_tokens": "float16", ...}."""
-        tables = {name: tensor for name, tensor in self._file.tensors.items() if tensor.kind in _TABLES}
-        return {name.removesuffix(".weight"): tensor.level for name, tensor in tables.items()}
 
 
 class TorchForm:
@@ -108,7 +108,11 @@ class TorchForm:
         self.vocab_size: int = config.vocab_size
         self.context: int = config.max_seq_len
         self.bos: int | None = config.bos_token_id
-        self.activations = frozenset(_activation_quantizers(model))
+
+    @property
+    def activations(self) -> frozenset[str]:
+        """As the model computes now: a comparison may have rounded its head's inputs."""
+        return frozenset(_activation_quantizers(self.model))
 
     def _feed(self, ids_T: Ids, **options: bool) -> Any:
         import torch
@@ -178,7 +182,7 @@ def open_form(
     if isinstance(source, str | Path):
         path = Path(source)
         if path.is_dir():
-            return _open_checkpoint(path, device)
+            return open_checkpoint(path, device)
         if not path.exists():
             raise FormatError(f"{path}: no such file or folder; expected a .1bit file or a checkpoint folder")
         return EngineForm(path, threads)
@@ -187,7 +191,8 @@ def open_form(
     return TorchForm(cast("OneBitForCausalLM", source), type(source).__name__)
 
 
-def _open_checkpoint(folder: Path, device: str) -> TorchForm:
+def open_checkpoint(folder: Path, device: str = "cpu") -> TorchForm:
+    """A checkpoint folder run by torch, with the tokenizer beside it when there is one."""
     from onebit.formats.checkpoint import load_model
 
     model = load_model(folder, device)

@@ -10,8 +10,8 @@ With int8 activations a rounding jump in an early layer makes others in every la
 differ more than the bounds allow although every layer is right; on the same input nothing is carried on, and each layer
 must agree by itself.
 
-When a file stores embedding or head in fewer bits than the checkpoint has, the checkpoint is compared after the same
-rounding: that loss is the user's choice at export, not an error, and the report names it.
+When a file stores embedding or head in fewer bits than the checkpoint has, or rounds the head's inputs, the checkpoint
+is compared after the same rounding: that loss is the user's choice at export, not an error, and the report names it.
 
 Shapes: T tokens, V vocabulary, L layers, D hidden size.
 """
@@ -38,8 +38,8 @@ from onebit.eval.comparison import (
     spread,
     tolerance_for,
 )
-from onebit.eval.embedding_rounding import rounded_like
 from onebit.eval.forms import EngineForm, Floats, Form, Ids, TorchForm, open_form
+from onebit.eval.stored_tables import rounded_like
 
 if TYPE_CHECKING:
     from onebit.models import OneBitForCausalLM
@@ -153,7 +153,7 @@ def verify(
             "they are not two forms of one model"
         )
     ids_T, notes = _tokens(form_a, form_b, ids, text, num_tokens)
-    with _matching_embeddings(form_a, form_b) as rounded:
+    with _matching_tables(form_a, form_b) as rounded:
         notes += rounded
         outputs_a, outputs_b = (Outputs(form.logits(ids_T), form.hidden(ids_T)) for form in (form_a, form_b))
         if outputs_a.hidden.shape != outputs_b.hidden.shape:
@@ -165,9 +165,10 @@ def verify(
             alone = layers_alone(form_a, form_b, ids_T)
         elif isinstance(form_b, TorchForm):
             alone = layers_alone(form_b, form_a, ids_T)
-    if form_a.activations - {"none"} != form_b.activations - {"none"}:
-        notes.append(f"activations differ: {sorted(form_a.activations)} and {sorted(form_b.activations)}")
-    bound = bound or tolerance_for(form_a.activations | form_b.activations)
+        activations_a, activations_b = form_a.activations, form_b.activations
+    if activations_a - {"none"} != activations_b - {"none"}:
+        notes.append(f"activations differ: {sorted(activations_a)} and {sorted(activations_b)}")
+    bound = bound or tolerance_for(activations_a | activations_b)
     return compare(outputs_a, outputs_b, bound, alone, names=(form_a.name, form_b.name), notes=notes)
 
 
@@ -287,10 +288,10 @@ def _tokens(a: Form, b: Form, ids: Ids | list[int] | None, text: str | None, num
     return ids_T, []
 
 
-def _matching_embeddings(a: Form, b: Form) -> AbstractContextManager[list[str]]:
-    """Rounds a checkpoint's embeddings as the file beside it stores them."""
+def _matching_tables(a: Form, b: Form) -> AbstractContextManager[list[str]]:
+    """Rounds a checkpoint's embedding, head and the head's inputs as the file beside it does."""
     if isinstance(a, TorchForm) and isinstance(b, EngineForm):
-        return rounded_like(a.model, b.stored_levels())
+        return rounded_like(a.model, b.stored_tables)
     if isinstance(b, TorchForm) and isinstance(a, EngineForm):
-        return rounded_like(b.model, a.stored_levels())
+        return rounded_like(b.model, a.stored_tables)
     return nullcontext([])

@@ -23,6 +23,7 @@ def from_checkpoint(
     pack_mode: str | None = None,
     layout: str = "run",
     embedding_level: str | None = None,
+    head_activation: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> OneBitFile:
     """Load a checkpoint folder (config.json, model.safetensors, tokenizer.json, ...) and export it as ``from_model``
@@ -30,13 +31,14 @@ def from_checkpoint(
 
     Weights that are missing or left over are an error: transformers would fill them with random numbers.
     """
-    check_choices(pack_mode, layout, embedding_level)
+    check_choices(pack_mode, layout, embedding_level, head_activation)
     return from_model(
         load_model(folder).eval(),
         _read_text(folder / "tokenizer.json"),
         pack_mode=pack_mode,
         layout=layout,
         embedding_level=embedding_level,
+        head_activation=head_activation,
         chat_template=_template_of(folder),
         manifest=_read_json(folder / "training_manifest.json"),
         progress=progress,

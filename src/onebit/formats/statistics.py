@@ -97,13 +97,14 @@ def summarise_tensor(tensor: StoredTensor) -> TensorSummary:
 
 
 def summarise(file: OneBitFile) -> dict[str, Any]:
-    """Plain values for JSON: description, sections, tensors, totals."""
+    """Plain values for JSON: description, sections, tensors, totals, and the cost that export measured (or None)."""
     tensors = [summarise_tensor(tensor) for tensor in file.tensors.values()]
     return {
         "description": asdict(file.description),
         "sections": _sections(file),
         "tensors": [asdict(tensor) for tensor in tensors],
         "totals": _totals(file, tensors),
+        "tables_cost": (file.manifest or {}).get("tables_cost"),
     }
 
 
