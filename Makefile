@@ -5,7 +5,7 @@ PY := .venv/bin/python
 # Tests and builds find the environment's own programs first: CMake and Ninja come from there on a bare machine.
 WITH_TOOLS := PATH="$(CURDIR)/.venv/bin:$$PATH"
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check bench wheel docs clean
+.PHONY: help demo test test-slow check bench wheel wasm docs clean
 
 help:  ## list these targets
 	@grep -E '^[a-z-]+: .*##|^[a-z-]+:  ##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1|/' | \
@@ -44,6 +44,10 @@ wheel:  ## build the wheel of this platform and try it in an empty environment
 	@echo "-- building the wheel"
 	@rm -rf dist && $(WITH_TOOLS) $(PY) -m build --wheel --no-isolation --outdir dist . >/dev/null
 	@$(PY) tools/try_wheel.py dist/*.whl
+
+wasm:  ## build the engine for WebAssembly into build/wasm/onebit.wasm (needs clang-16 and lld-16)
+	@engine/wasm/build.sh build/wasm/onebit.wasm
+	@ls -l build/wasm/onebit.wasm
 
 docs:  ## regenerate the CLI pages and the README's numbers, and build the documentation into site/
 	@tools/bootstrap.sh docs

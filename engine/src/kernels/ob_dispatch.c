@@ -39,6 +39,9 @@ int ob_isa_available(uint32_t isa) {
 #ifdef OB_ARM_DOT
     if (isa == OB_ISA_NEON) return (ob_cpu_features() & OB_CPU_ARM_DOT) != 0;
 #endif
+#ifdef __wasm_simd128__
+    if (isa == OB_ISA_WASM) return 1;
+#endif
     return 0;
 }
 
@@ -76,6 +79,9 @@ int ob_kernels_choose(ob_kernels *k, uint32_t isa) {
 #endif
 #ifdef OB_ARM_DOT
     if (isa == OB_ISA_NEON || isa == OB_ISA_I8MM) ob_enter_linear_t16_neon(k);
+#endif
+#ifdef __wasm_simd128__
+    if (isa == OB_ISA_WASM) ob_enter_linear_t16_wasm(k);
 #endif
     return 1;
 }

@@ -177,5 +177,8 @@ ob_enter_fn ob_enter_linear_t16_avx2, ob_enter_linear_t16_avx512, ob_enter_linea
 #ifdef OB_ARM_DOT
 ob_enter_fn ob_enter_linear_t16_neon;
 #endif
+#ifdef __wasm_simd128__
+ob_enter_fn ob_enter_linear_t16_wasm;
+#endif
 
 #endif
