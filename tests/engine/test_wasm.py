@@ -85,6 +85,4 @@ def test_the_bits_of_the_native_engine(core: Path, make_file: Callable[..., Any]
         native = Model(job["model"], threads=1).logits(IDS)
         together, alone = np.fromfile(job["out"], np.float32).reshape(2, *native.shape)
         assert together.tobytes() == native.tobytes(), f"{options}: off by up to {np.abs(together - native).max()}"
-        assert alone.tobytes() == native.tobytes(), (
-            f"{options} alone: off by up to {np.abs(alone - native).max()}"
-        )
+        assert alone.tobytes() == native.tobytes(), f"{options} alone: off by up to {np.abs(alone - native).max()}"
