@@ -173,6 +173,7 @@ ob_attend_fn ob_attend_ref;
 #ifdef OB_X86
 ob_enter_fn ob_enter_linear_t16_avx2, ob_enter_linear_t16_avx512, ob_enter_linear_rows_avx2, ob_enter_linear_rows_avx512,
     ob_enter_linear_rows_i8_avx512;
+ob_enter_fn ob_enter_rows_avx2, ob_enter_rows_avx512, ob_enter_attend_avx2, ob_enter_attend_avx512;
 #endif
 #ifdef OB_ARM_DOT
 ob_enter_fn ob_enter_linear_t16_neon;
