@@ -42,7 +42,7 @@ extern "C" {
 #endif
 
 /* Raised when a struct or a signature below changes. */
-#define OB_ABI_VERSION 3u
+#define OB_ABI_VERSION 4u
 OB_API uint32_t ob_abi_version(void);
 
 /* ---- errors ---- */
@@ -223,8 +223,60 @@ OB_API size_t ob_sampler_arena_bytes(uint32_t vocab_size);
 OB_API ob_status ob_sample(ob_sampler *sampler, const float *logits, uint32_t vocab_size, const uint32_t *recent,
                            uint32_t num_recent, void *arena, size_t arena_bytes, uint32_t *token, ob_error *error);
 
+/* ---- speculation: several tokens a step, and the same text ---- */
+
+/* Proposed tokens go through the model together and are kept as far as it would have said them itself. They come from
+ * the text so far (what followed its longest piece that ends like the present) or from a draft, a smaller model of the
+ * same vocabulary. Exact: greedy text is unchanged, and so is text sampled with look-up, token for token; with a
+ * draft, sampled tokens are accepted with probability min(1, p / q), else drawn from (p - q)+, which leaves the
+ * distribution as it is. How many are proposed follows from how often proposals like these were right and what passes
+ * cost, so that speculation costs little where it does not help. */
+typedef struct ob_speculation ob_speculation;
+
+enum { OB_MAX_PROPOSED = 31 };
+typedef struct ob_speculation_options {
+    uint32_t max_proposed;      /* tokens proposed in a step, 1 to OB_MAX_PROPOSED; 0: 15 */
+    uint32_t lookup;            /* 1: propose what followed in the text */
+    uint32_t fixed;             /* 1: always propose as many as there are (for measuring) */
+    uint32_t repetition_window; /* how many tokens fall under the repetition penalty */
+    double (*clock)(void);      /* seconds, to learn what passes cost; NULL: estimates. Where a draft proposes for sampled
+                                 * text it only counts: time must not decide what a seed gives. */
+    ob_sampler_options sampling; /* as the sampler's; its seed gives the draft's own numbers */
+} ob_speculation_options;
+
+typedef struct ob_speculation_counts {
+    uint64_t steps, proposed, accepted; /* passes of the model, tokens that it was asked about, and kept */
+    uint64_t drafted;                   /* passes of the draft */
+    double draft_seconds, seconds;      /* in the draft, and in all steps, if there is a clock */
+} ob_speculation_counts;
+
+/* draft may be NULL (look-up only). */
+OB_API ob_status ob_speculation_arena_bytes(const ob_speculation_options *options, const ob_session *target,
+                                            const ob_session *draft, size_t *bytes, ob_error *error);
+/* Both sessions are used, not owned. arena: [arena_bytes], 8-byte aligned. */
+OB_API ob_status ob_speculation_init(const ob_speculation_options *options, ob_session *target, ob_session *draft, void *arena,
+                                     size_t arena_bytes, ob_speculation **speculation, ob_error *error);
+/* One pass: the text is tokens [num_tokens], of which the target holds all but the last, and the draft any part from the
+ * start. Writes 1 to min(most, max_proposed + 1) new tokens; the target then holds all but the last of those. */
+OB_API ob_status ob_speculation_step(ob_speculation *speculation, ob_sampler *sampler, const uint32_t *tokens,
+                                     uint32_t num_tokens, uint32_t most, uint32_t *new_tokens, uint32_t *num_new,
+                                     ob_error *error);
+OB_API void ob_speculation_count(const ob_speculation *speculation, ob_speculation_counts *counts);
+/* What followed the longest earlier piece of tokens [num_tokens] that ends like the text does: proposed [most]. Returns how
+ * many, 0 when the last token is new; *match: the length of the piece. */
+OB_API uint32_t ob_lookup(const uint32_t *tokens, uint32_t num_tokens, uint32_t most, uint32_t *proposed, uint32_t *match);
+/* The acceptance alone: logits [num_proposed + 1, vocab_size] of the model before each proposed token and after the last,
+ * q [num_proposed, vocab_size] the distributions they were drawn from (NULL: they were chosen, not drawn). recent
+ * [num_recent + num_proposed]: what the repetition penalty sees before each, `window` tokens at most, the proposed at the
+ * end. Writes the accepted tokens and one more. Numbers that are no numbers end the tokens early; an error when none is left. */
+OB_API ob_status ob_verify(ob_sampler *sampler, const float *logits, uint32_t vocab_size, const uint32_t *recent,
+                           uint32_t num_recent, uint32_t window, uint32_t num_proposed, const float *q, void *arena,
+                           size_t arena_bytes, uint32_t *new_tokens, uint32_t *num_new, ob_error *error);
+
 /* ---- host: files, memory and threads of an operating system ---- */
 
+/* Seconds of a clock that only goes forward: the `clock` of ob_speculation_options. */
+OB_API double ob_seconds(void);
 /* Maps and checks a file; `options` may be NULL. */
 OB_API ob_status ob_load(const char *path, const ob_model_options *options, ob_model **model, ob_error *error);
 OB_API void ob_unload(ob_model *model);

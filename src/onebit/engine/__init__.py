@@ -12,6 +12,7 @@ from onebit.engine.description import Description, TensorInfo
 from onebit.engine.generate import Generation, Stats
 from onebit.engine.model import Model, Session
 from onebit.engine.sampling import Sampler
+from onebit.engine.speculate import Speculation
 
 __all__ = [
     "Description",
@@ -19,6 +20,7 @@ __all__ = [
     "Model",
     "Sampler",
     "Session",
+    "Speculation",
     "Stats",
     "TensorInfo",
     "library_path",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from ctypes import POINTER, c_char, c_char_p, c_float, c_int32, c_size_t, c_uint32, c_uint64, c_void_p
+from ctypes import POINTER, c_char, c_char_p, c_double, c_float, c_int32, c_size_t, c_uint32, c_uint64, c_void_p
 from functools import cache
 from pathlib import Path
 
@@ -27,6 +27,8 @@ __all__ = [
     "CSampler",
     "CSamplerOptions",
     "CSessionOptions",
+    "CSpeculationCounts",
+    "CSpeculationOptions",
     "CTensorInfo",
     "Error",
     "check",
@@ -34,7 +36,7 @@ __all__ = [
     "library_path",
 ]
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 KERNEL_LINE = 96
 LOGITS_NONE, LOGITS_LAST, LOGITS_ALL = 0, 1, 2
 _STATUS_FORMAT, _STATUS_IO = 2, 5
@@ -121,6 +123,25 @@ class CSampler(ctypes.Structure):
     _fields_ = [("options", CSamplerOptions), ("state", c_uint64)]
 
 
+class CSpeculationOptions(ctypes.Structure):
+    """ob_speculation_options."""
+
+    _fields_ = [
+        *[(name, c_uint32) for name in ("max_proposed", "lookup", "fixed", "repetition_window")],
+        ("clock", c_void_p),
+        ("sampling", CSamplerOptions),
+    ]
+
+
+class CSpeculationCounts(ctypes.Structure):
+    """ob_speculation_counts."""
+
+    _fields_ = [
+        *[(name, c_uint64) for name in ("steps", "proposed", "accepted", "drafted")],
+        *[(name, c_double) for name in ("draft_seconds", "seconds")],
+    ]
+
+
 # void (void *user, uint32 point, uint32 position, const float *hidden, uint32 num_tokens, uint32 hidden_size)
 TRACE = ctypes.CFUNCTYPE(None, c_void_p, c_uint32, c_uint32, POINTER(c_float), c_uint32, c_uint32)
 
@@ -159,6 +180,31 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
             *[c_void_p, c_size_t, POINTER(c_uint32), _ERROR],
         ],
     ),
+    "ob_seconds": (c_double, []),
+    "ob_lookup": (c_uint32, [c_void_p, c_uint32, c_uint32, c_void_p, POINTER(c_uint32)]),
+    "ob_verify": (
+        _STATUS,
+        [
+            *[POINTER(CSampler), c_void_p, c_uint32, c_void_p, c_uint32, c_uint32, c_uint32, c_void_p],
+            *[c_void_p, c_size_t, c_void_p, POINTER(c_uint32), _ERROR],
+        ],
+    ),
+    "ob_speculation_arena_bytes": (
+        _STATUS,
+        [POINTER(CSpeculationOptions), c_void_p, c_void_p, POINTER(c_size_t), _ERROR],
+    ),
+    "ob_speculation_init": (
+        _STATUS,
+        [POINTER(CSpeculationOptions), c_void_p, c_void_p, c_void_p, c_size_t, POINTER(c_void_p), _ERROR],
+    ),
+    "ob_speculation_step": (
+        _STATUS,
+        [
+            *[c_void_p, POINTER(CSampler), c_void_p, c_uint32, c_uint32],
+            *[c_void_p, POINTER(c_uint32), _ERROR],
+        ],
+    ),
+    "ob_speculation_count": (None, [c_void_p, POINTER(CSpeculationCounts)]),
 }
 
 

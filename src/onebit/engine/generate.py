@@ -11,12 +11,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from onebit.engine.sampling import Sampler
+from onebit.engine.speculate import Speculation, check_vocabularies
 from onebit.errors import EngineError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from tokenizers import Tokenizer
 
-    from onebit.engine.model import Model, Session
+    from onebit.engine.model import Model
+    from onebit.engine.session import Session
 
 __all__ = ["Generation", "Stats", "StopFilter", "TextStream"]
 
@@ -33,6 +37,16 @@ class Stats:
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
     stopped_by: str | None = None
+    passes: int = 0  # of the model after the prompt, in speculation; fewer than new tokens where it helps
+    proposed: int = 0  # tokens that the model was asked about
+    accepted: int = 0  # of those, the ones it would have said
+    drafted: int = 0  # passes of the draft
+    draft_seconds: float = 0.0
+
+    @property
+    def acceptance(self) -> float:
+        """The share of proposed tokens that were accepted."""
+        return self.accepted / self.proposed if self.proposed else 0.0
 
     @property
     def prefill_speed(self) -> float:
@@ -111,6 +125,9 @@ class Generation(Iterator[str]):
 
     Ends at the model's end token, a ``stop`` string, ``max_new_tokens`` or the end of the context. ``session`` goes on
     from an earlier one: what its tokens share with the prompt is not computed again.
+
+    ``lookup`` and ``draft`` (a smaller model of the same tokenizer, or a session on one) propose up to
+    ``speculate_tokens`` tokens, which the model then checks in one pass; the text stays what it is without them.
     """
 
     def __init__(
@@ -128,6 +145,9 @@ class Generation(Iterator[str]):
         seed: int = 0,
         stop: str | Sequence[str] = (),
         session: Session | None = None,
+        draft: Model | Session | None = None,
+        lookup: bool = False,
+        speculate_tokens: int | None = None,
     ) -> None:
         if max_new_tokens < 1:
             raise EngineError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
@@ -147,6 +167,18 @@ class Generation(Iterator[str]):
         self._filter = StopFilter([stop] if isinstance(stop, str) else stop)
         self.ids: list[int] = []
         self.stats = Stats(prompt_tokens=len(self._prompt))
+        self._ready: list[int] = []  # chosen in one pass and not shown yet, the next one last
+        self._draft = _draft_session(model, draft, self._session)
+        self._speculation: Speculation | None = None
+        if lookup or self._draft is not None:
+            self._speculation = Speculation(
+                self._session,
+                self._sampler,
+                draft=self._draft,
+                lookup=lookup,
+                tokens=speculate_tokens,
+                window=self._window,
+            )
 
     def __iter__(self) -> Generation:
         return self
@@ -170,28 +202,68 @@ class Generation(Iterator[str]):
         out = self._filter.push(self._stream.push(token))
         if self._filter.found:
             self.stats.stopped_by = "stop"
+            self._drop_ready()
         elif self.stats.new_tokens >= self._max_new_tokens:
             out += self._finish("length")
         return out
 
     def _next_token(self) -> int | None:
-        """Run the model and choose; None when the context is full."""
+        """The next token, from the last pass of the model or a new one; None when the context is full."""
+        if self._ready:
+            return self._ready.pop()
         begin = time.perf_counter()
         if not self.ids:
-            logits = self._session.continue_with(self._prompt)
+            logits = self._read_prompt()
             self.stats.prefill_seconds = time.perf_counter() - begin
-        elif self._session.position >= self._session.max_positions:
+            return self._sampler(logits, self._seen())
+        if self._session.position >= self._session.max_positions:
             return None
+        if self._speculation is None:
+            token = self._sampler(self._session.decode(self.ids[-1]), self._seen())
         else:
-            logits = self._session.decode(self.ids[-1])
-        seen = self._session.tokens[-self._window :] if self._window else []
-        token = self._sampler(logits, seen)
-        if self.ids:
-            self.stats.decode_seconds += time.perf_counter() - begin
+            token = self._speculate(self._speculation)
+        self.stats.decode_seconds += time.perf_counter() - begin
         return token
+
+    def _read_prompt(self) -> NDArray[np.float32]:
+        if self._draft is not None and len(self._prompt) <= self._draft.max_positions:
+            self._draft.continue_with(self._prompt)
+        return self._session.continue_with(self._prompt)
+
+    def _seen(self) -> list[int]:
+        """What the repetition penalty sees."""
+        return self._session.tokens[-self._window :] if self._window else []
+
+    def _speculate(self, speculation: Speculation) -> int:
+        new = speculation.step(self.ids[-1], self._max_new_tokens - self.stats.new_tokens)
+        counts = speculation.counts
+        for name in ("proposed", "accepted", "drafted", "draft_seconds"):
+            setattr(self.stats, name, getattr(counts, name))
+        self.stats.passes = counts.steps
+        self._ready = new[:0:-1]
+        return new[0]
 
     def _finish(self, reason: str) -> str:
         """Let out what was held back, unless the very end completes a stop string."""
         self.stats.stopped_by = reason
+        self._drop_ready()
         out = self._filter.push(self._stream.flush())
         return out if self._filter.found else out + self._filter.flush()
+
+    def _drop_ready(self) -> None:
+        """Forget tokens that were chosen beyond the end of the text."""
+        if self._ready:
+            self._session.truncate(self._session.position - len(self._ready))
+            self._ready.clear()
+
+
+def _draft_session(model: Model, draft: Model | Session | None, session: Session) -> Session | None:
+    """The draft's session, made where a model is given."""
+    from onebit.engine.session import Session
+
+    if draft is None:
+        return None
+    check_vocabularies(model, draft.model if isinstance(draft, Session) else draft)
+    if isinstance(draft, Session):
+        return draft
+    return draft.session(min(session.max_positions, draft.description.max_seq_len))

@@ -39,10 +39,15 @@ class Sampler:
             top_k=max(0, min(top_k, 0xFFFFFFFF)),
             seed=seed,
         )
-        self._state, error = c.CSampler(), c.Error()
-        status = c.library().ob_sampler_init(ctypes.byref(self._state), ctypes.byref(options), ctypes.byref(error))
+        self.state, error = c.CSampler(), c.Error()
+        status = c.library().ob_sampler_init(ctypes.byref(self.state), ctypes.byref(options), ctypes.byref(error))
         c.check(status, error)
         self._arena = np.empty(0, np.uint64)
+
+    @property
+    def options(self) -> c.CSamplerOptions:
+        """As given, in the engine's form."""
+        return self.state.options  # type: ignore[no-any-return]
 
     def __call__(self, logits_V: NDArray[np.float32], recent: Sequence[int] = ()) -> int:
         """A token for logits [V]; ``recent`` ids fall under the repetition penalty."""
@@ -53,7 +58,7 @@ class Sampler:
             self._arena = np.empty(needed // 8 + 1, np.uint64)
         token, error = ctypes.c_uint32(), c.Error()
         status = c.library().ob_sample(
-            ctypes.byref(self._state),
+            ctypes.byref(self.state),
             *(logits.ctypes.data, logits.size, window.ctypes.data, window.size),
             *(self._arena.ctypes.data, self._arena.nbytes, ctypes.byref(token), ctypes.byref(error)),
         )

@@ -88,6 +88,11 @@ class Session:
             c.library().ob_session_free(handle)
 
     @property
+    def model(self) -> Model:
+        """The model it runs."""
+        return self._model
+
+    @property
     def tokens(self) -> list[int]:
         """The ids that sequence 0 holds."""
         return self._tokens[0]
