@@ -109,10 +109,11 @@ typedef struct problem {
 
 static uint32_t up(uint32_t a, uint32_t b) { return (a + b - 1) / b; }
 
-static void make_weights(problem *p, uint32_t layout, uint32_t granularity, uint32_t rows, uint32_t cols, uint64_t *state) {
+static void make_weights(problem *p, uint32_t layout, uint32_t granularity, uint32_t group, uint32_t rows, uint32_t cols,
+                         uint64_t *state) {
     ob_weights *w = &p->w;
     *w = (ob_weights){.rows = rows, .cols = cols, .layout = (uint8_t)layout, .granularity = (uint8_t)granularity};
-    w->group = granularity == OB_GRANULARITY_GROUP && cols > 64 ? 64 : cols;
+    w->group = granularity == OB_GRANULARITY_GROUP && cols > group ? group : cols;
     w->num_groups = up(cols, w->group);
     w->tile = ob_layout_tile(layout);
     w->codes_cols = cols;
@@ -179,22 +180,28 @@ static void free_problem(problem *p) {
 /* The exact dot products, one weight at a time, in double. */
 static void check_reference(const problem *p, int integer, const float *y) {
     const ob_weights *w = &p->w;
-    for (uint32_t t = 0; t < p->in.num_tokens; t++)
-        for (uint32_t r = 0; r < w->rows; r++) {
+    float *values = test_aligned(w->cols * sizeof *values), *scales = test_aligned(w->num_groups * sizeof *scales);
+    for (uint32_t r = 0; r < w->rows; r++) {
+        for (uint32_t g = 0; g < w->num_groups; g++) {
+            scales[g] = ob_scale_at(w, r, g);
+            for (uint32_t k = 0; k < ob_group_length(w, g); k++) ob_unpack_floats(w, r, g, k, 1, &values[g * w->group + k]);
+        }
+        for (uint32_t t = 0; t < p->in.num_tokens; t++) {
             double sum = 0, size = 0;
             for (uint32_t g = 0; g < w->num_groups; g++)
                 for (uint32_t k = 0; k < ob_group_length(w, g); k++) {
-                    float value;
-                    ob_unpack_floats(w, r, g, k, 1, &value);
                     double x = integer ? p->codes[t * p->in.codes_stride + ob_codes_index(w, g, k)]
                                        : p->x[t * p->in.x_stride + g * w->group + k];
-                    double term = (double)value * ob_scale_at(w, r, g) * x * p->scales[t];
+                    double term = (double)values[g * w->group + k] * scales[g] * x * p->scales[t];
                     sum += term, size += fabs(term);
                 }
             if (w->bias) sum += w->bias[r];
             CHECK(fabs(y[t * w->rows + r] - sum) <= 1e-6 * size + 1e-6, "layout %d row %u: %g, exactly %g", w->layout, r,
                   y[t * w->rows + r], sum);
         }
+    }
+    free(values);
+    free(scales);
 }
 
 static void compare(const problem *p, ob_linear_fn *reference, ob_linear_fn *fast, int integer, uint32_t isa) {
@@ -227,12 +234,47 @@ static void test_linear(uint32_t isa) {
             for (uint32_t granularity = OB_GRANULARITY_NONE; granularity <= OB_GRANULARITY_GROUP; granularity++) {
                 if ((layout <= OB_LAYOUT_FLOAT16) != (granularity == OB_GRANULARITY_NONE)) continue;
                 problem p;
-                make_weights(&p, layout, granularity, shapes[s][0], shapes[s][1], &state);
+                make_weights(&p, layout, granularity, 64, shapes[s][0], shapes[s][1], &state);
                 make_inputs(&p, shapes[s][2], &state);
                 compare(&p, scalar.linear_f32[layout], fast.linear_f32[layout], 0, isa);
                 if (layout >= OB_LAYOUT_INT8) compare(&p, scalar.linear_i8[layout], fast.linear_i8[layout], 1, isa);
                 free_problem(&p);
             }
+}
+
+/* Row layouts: every group length and number of tokens that takes another way through the kernels, few and many rows, and
+ * codes of the greatest size, whose sums come nearest to the edge of the integers in between. */
+static void test_linear_rows(uint32_t isa) {
+    static const uint32_t shapes[][3] = {{5, 15, 2},   {3, 63, 300}, {40, 129, 41}, {3, 2560, 6},   {33, 1000, 7}, {18, 544, 8},
+                                         {16, 96, 12}, {35, 513, 26}, {2, 20000, 9}, {20, 1056, 33}, {64, 4096, 1}, {9, 40, 90}};
+    ob_kernels scalar, fast;
+    uint64_t state = 4321;
+    ob_kernels_choose(&scalar, OB_ISA_SCALAR), ob_kernels_choose(&fast, isa);
+    for (uint32_t layout = 0; layout <= OB_LAYOUT_TERNARY5; layout++)
+        for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
+            const uint32_t group = layout == OB_LAYOUT_INT4 ? 32 : s % 2 ? 128 : 256;
+            const uint32_t granularity = layout <= OB_LAYOUT_FLOAT16 ? OB_GRANULARITY_NONE : layout == OB_LAYOUT_INT8 ? OB_GRANULARITY_ROW
+                                         : OB_GRANULARITY_GROUP;
+            problem p;
+            make_weights(&p, layout, granularity, group, shapes[s][0], shapes[s][1], &state);
+            make_inputs(&p, shapes[s][2], &state);
+            compare(&p, scalar.linear_f32[layout], fast.linear_f32[layout], 0, isa);
+            if (layout >= OB_LAYOUT_INT8) compare(&p, scalar.linear_i8[layout], fast.linear_i8[layout], 1, isa);
+            free_problem(&p);
+        }
+    for (uint32_t extreme = 0; extreme < 4; extreme++)
+        for (uint32_t tokens = 1; tokens < 40; tokens += 8) {
+            const uint32_t cols = tokens == 1 ? 131072 : 8000; /* the widest there is; the widest that is packed */
+            problem p;
+            make_weights(&p, OB_LAYOUT_INT8, OB_GRANULARITY_ROW, 0, 3, cols, &state);
+            make_inputs(&p, tokens, &state);
+            memset(p.data, extreme & 1 ? 127 : -127, p.w.rows * p.w.row_stride);
+            if (extreme == 3) memset(p.data, -128, 100);
+            for (uint32_t t = 0; t < tokens; t++) memset(p.codes + t * p.in.codes_stride, extreme & 2 ? 127 : -127, cols);
+            for (uint32_t t = 0; t < tokens; t++) p.sums[t] = (extreme & 2 ? 127 : -127) * (int32_t)cols;
+            compare(&p, scalar.linear_i8[OB_LAYOUT_INT8], fast.linear_i8[OB_LAYOUT_INT8], 1, isa);
+            free_problem(&p);
+        }
 }
 
 int main(void) {
@@ -247,6 +289,7 @@ int main(void) {
             continue;
         }
         test_linear(isa);
+        test_linear_rows(isa);
     }
     printf("%d failures\n", failures);
     return failures != 0;

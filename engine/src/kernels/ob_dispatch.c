@@ -74,8 +74,9 @@ int ob_kernels_choose(ob_kernels *k, uint32_t isa) {
 #ifdef OB_X86
     /* Each set builds on the one before it: what a family lacks, the narrower set's kernel serves. */
     if (isa >= OB_ISA_AVX2 && isa <= OB_ISA_AMX) ob_enter_linear_t16_avx2(k), ob_enter_linear_rows_avx2(k);
-    if (isa >= OB_ISA_AVX512 && isa <= OB_ISA_AMX)
-        ob_enter_linear_t16_avx512(k), ob_enter_linear_rows_avx512(k), ob_enter_linear_rows_i8_avx512(k);
+    if (isa >= OB_ISA_AVX512 && isa <= OB_ISA_AMX) ob_enter_linear_t16_avx512(k), ob_enter_linear_rows_avx512(k);
+    if (isa >= OB_ISA_AVX2 && isa <= OB_ISA_AMX) ob_enter_linear_rows_i8_avx2(k);
+    if (isa >= OB_ISA_AVX512 && isa <= OB_ISA_AMX) ob_enter_linear_rows_i8_avx512(k);
     if (isa >= OB_ISA_AVX2 && isa <= OB_ISA_AMX) ob_enter_rows_avx2(k), ob_enter_attend_avx2(k);
     if (isa >= OB_ISA_AVX512 && isa <= OB_ISA_AMX) ob_enter_rows_avx512(k), ob_enter_attend_avx512(k);
 #endif
