@@ -284,6 +284,15 @@ OB_API ob_status ob_session_create(const ob_model *model, const ob_session_optio
                                    ob_error *error);
 OB_API void ob_session_free(ob_session *session);
 
+/* What bounds the engine on this machine, measured for about `seconds` (0.001 to 60) by `num_threads` threads that share
+ * the work as the engine's do; what comes back is the fastest of many short turns, because a limit is what can be reached.
+ * Bandwidth: 10^9 bytes a second of a pure read, again and again, of `bytes` of memory (a model's size: part of it may
+ * stay in a cache, as the model's would). Int8 peak: 10^9 operations a second (a multiplication and an addition are two)
+ * of the set's int8 dot product, from registers; OB_ERROR_UNSUPPORTED where this build knows none for the set. */
+OB_API ob_status ob_measure_bandwidth(uint32_t num_threads, uint64_t bytes, double seconds, double *gb_per_second,
+                                      ob_error *error);
+OB_API ob_status ob_measure_int8_peak(uint32_t isa, uint32_t num_threads, double seconds, double *gops, ob_error *error);
+
 /* ---- tokenizer: text <-> tokens, from the TOKBIN section (its layout is in src/ob_tokenizer.h) ---- */
 
 /* Reads its section in place, which must stay mapped; copyable; nothing to free. The fields are private. */

@@ -21,6 +21,7 @@ __all__ = [
     "LOGITS_ALL",
     "LOGITS_LAST",
     "LOGITS_NONE",
+    "STATUS_UNSUPPORTED",
     "TRACE",
     "CDescription",
     "CModelOptions",
@@ -39,7 +40,7 @@ __all__ = [
 ABI_VERSION = 4
 KERNEL_LINE = 96
 LOGITS_NONE, LOGITS_LAST, LOGITS_ALL = 0, 1, 2
-_STATUS_FORMAT, _STATUS_IO = 2, 5
+_STATUS_FORMAT, _STATUS_IO, STATUS_UNSUPPORTED = 2, 5, 6
 _ENVIRONMENT = "ONEBIT_ENGINE_LIBRARY"
 
 
@@ -158,6 +159,8 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "ob_model_tensor": (_STATUS, [c_void_p, c_uint32, POINTER(CTensorInfo), _ERROR]),
     "ob_model_section": (c_void_p, [c_void_p, c_char_p, POINTER(c_uint64)]),
     "ob_model_kernel": (c_int32, [c_void_p, c_uint32, c_char_p]),
+    "ob_measure_bandwidth": (_STATUS, [c_uint32, c_uint64, c_double, POINTER(c_double), _ERROR]),
+    "ob_measure_int8_peak": (_STATUS, [c_uint32, c_uint32, c_double, POINTER(c_double), _ERROR]),
     "ob_session_create": (_STATUS, [c_void_p, POINTER(CSessionOptions), POINTER(c_void_p), _ERROR]),
     "ob_session_free": (None, [c_void_p]),
     "ob_session_arena_bytes": (_STATUS, [c_void_p, POINTER(CSessionOptions), POINTER(c_size_t), _ERROR]),

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from onebit.errors import FormatError
 from onebit.formats.description import ModelDescription, TensorPlan
 from onebit.formats.layout import Activation, Geometry, Kind, Layout
-from onebit.formats.stored_tensor import StoredTensor
+from onebit.formats.stored_tensor import TensorSource
 
 __all__ = ["check_model", "check_storage"]
 
@@ -37,7 +37,7 @@ def check_storage(name: str, kind: Kind, geometry: Geometry, activation: Activat
         )
 
 
-def check_model(description: ModelDescription, tensors: Mapping[str, StoredTensor]) -> None:
+def check_model(description: ModelDescription, tensors: Mapping[str, TensorSource]) -> None:
     """Every required tensor is there, none is unknown, and each has the kind, layer and shape the description gives
     it."""
     known = set()
@@ -54,7 +54,7 @@ def check_model(description: ModelDescription, tensors: Mapping[str, StoredTenso
         check_storage(name, tensor.kind, tensor.geometry, tensor.activation)
 
 
-def _check_place(plan: TensorPlan, tensor: StoredTensor) -> None:
+def _check_place(plan: TensorPlan, tensor: TensorSource) -> None:
     if tensor.name != plan.name:
         raise FormatError(f"tensor {tensor.name} is filed under the name {plan.name}")
     if (tensor.kind, tensor.layer) != (plan.kind, plan.layer):

@@ -4,6 +4,7 @@ the end."""
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,25 +23,41 @@ from onebit.formats.records import (
     SectionRecord,
     TensorRecord,
 )
-from onebit.formats.stored_tensor import StoredTensor
+from onebit.formats.stored_tensor import TensorSource
 
 if TYPE_CHECKING:
     from onebit.formats.onebit_file import OneBitFile
 
-__all__ = ["write_file"]
+__all__ = ["stream_file", "write_file"]
 
 
 def write_file(path: Path, file: OneBitFile) -> int:
     """Write ``file`` to ``path`` atomically and return its size."""
-    check_model(file.description, file.tensors)
-    meta, tensors, total = _lay_out(file)
+    return stream_file(path, file, file.tensors)
+
+
+def stream_file(
+    path: Path,
+    file: OneBitFile,
+    tensors: Mapping[str, TensorSource],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> int:
+    """Write ``file`` with ``tensors`` for its own, each asked for its bytes once, so that they need never be in memory
+    together. ``progress`` is called with (bytes done, bytes in all)."""
+    check_model(file.description, tensors)
+    meta, records, total = _lay_out(file, tensors)
     with replacing(path) as out:
-        out.write(meta)
-        for tensor, record in tensors:
-            for offset, data in ((record.data_offset, tensor.data), (record.scale_offset, tensor.scale_data)):
-                out.write(bytes(offset - out.tell()) if data.size else b"")
-                out.write(data.data)
+        out.write(bytes(len(meta)))
+        for i, (record, tensor) in enumerate(zip(records, tensors.values(), strict=True)):
+            data, scales = tensor.data, tensor.scale_data
+            for offset, part in ((record.data_offset, data), (record.scale_offset, scales)):
+                out.write(bytes(offset - out.tell()) if part.size else b"")
+                out.write(part.data)
+            records[i] = replace(record, crc=crc32c(data, scales))
+            progress(out.tell(), total)
         out.write(bytes(total - out.tell()))
+        out.seek(0)
+        out.write(_with_checksums(meta, records))
     return total
 
 
@@ -69,30 +86,35 @@ def _json(value: object) -> bytes | None:
     return json.dumps(value, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":")).encode()
 
 
-def _lay_out(file: OneBitFile) -> tuple[bytes, list[tuple[StoredTensor, TensorRecord]], int]:
-    """Give every part its place; returns (all bytes before the tensors, tensors with records, file size)."""
+def _lay_out(file: OneBitFile, tensors: Mapping[str, TensorSource]) -> tuple[bytes, list[TensorRecord], int]:
+    """Give every part its place; returns (all bytes before the tensors, without checksums; records; file size)."""
     sections = _sections(file)
     section_table = HEADER_BYTES
     tensor_table = section_table + SECTION_BYTES * len(sections)
-    position = tensor_table + TENSOR_BYTES * len(file.tensors)
+    position = tensor_table + TENSOR_BYTES * len(tensors)
     section_records, payloads = [], b""
     start = position
     for name, (flags, payload) in sections.items():
         section_records.append(SectionRecord(name, flags, start + len(payloads), len(payload)))
         payloads += payload + bytes(align(len(payload), 8) - len(payload))
     meta_bytes = align(start + len(payloads))
-    tensors, total = _place_tensors(file.tensors, meta_bytes)
+    records, total = _place_tensors(tensors, meta_bytes)
     header = Header(0, total, meta_bytes, len(sections), len(tensors), section_table, tensor_table)
     rest = b"".join(record.to_bytes() for record in section_records)
-    rest += b"".join(record.to_bytes() for _, record in tensors) + payloads
+    rest += bytes(TENSOR_BYTES * len(tensors)) + payloads
     rest += bytes(meta_bytes - HEADER_BYTES - len(rest))
-    header = replace(header, crc=crc32c(header.to_bytes(), rest))
-    return header.to_bytes() + rest, tensors, total
+    return header.to_bytes() + rest, records, total
 
 
-def _place_tensors(
-    tensors: dict[str, StoredTensor], position: int
-) -> tuple[list[tuple[StoredTensor, TensorRecord]], int]:
+def _with_checksums(meta: bytes, records: list[TensorRecord]) -> bytes:
+    """The bytes before the tensors, with the tensors' records and the checksum over it all."""
+    header = Header.from_bytes(meta)
+    table = b"".join(record.to_bytes() for record in records)
+    rest = meta[HEADER_BYTES : header.tensor_table] + table + meta[header.tensor_table + len(table) :]
+    return replace(header, crc=crc32c(header.to_bytes(), rest)).to_bytes() + rest
+
+
+def _place_tensors(tensors: Mapping[str, TensorSource], position: int) -> tuple[list[TensorRecord], int]:
     placed = []
     for tensor in tensors.values():
         geometry = tensor.geometry
@@ -112,12 +134,12 @@ def _place_tensors(
             rows=geometry.rows,
             cols=geometry.cols,
             group_size=geometry.group_size,
-            crc=crc32c(tensor.data, tensor.scale_data),
+            crc=0,
             data_offset=data_offset,
             data_bytes=geometry.data_bytes,
             scale_offset=scale_offset,
             scale_bytes=geometry.scale_bytes,
             row_stride=geometry.row_stride,
         )
-        placed.append((tensor, record))
+        placed.append(record)
     return placed, position

@@ -7,7 +7,7 @@ Legend: O rows, I columns, G groups of columns.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +36,29 @@ from onebit.packing import (
 )
 from onebit.packing.tiles import scales_from_tiles, scales_to_tiles
 
-__all__ = ["StoredTensor"]
+__all__ = ["StoredTensor", "TensorSource"]
+
+
+class TensorSource(Protocol):
+    """What a writer asks of a tensor; the bytes may be made when they are asked for."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def kind(self) -> Kind: ...
+    @property
+    def layer(self) -> int | None: ...
+    @property
+    def geometry(self) -> Geometry: ...
+    @property
+    def activation(self) -> Activation: ...
+    @property
+    def shape(self) -> tuple[int, int]: ...
+    @property
+    def data(self) -> NDArray[np.uint8]: ...
+    @property
+    def scale_data(self) -> NDArray[np.uint8]: ...
+
 
 _ROW_PACKING: dict[Layout, Any] = {
     Layout.INT8: int8,
