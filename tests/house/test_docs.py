@@ -61,7 +61,7 @@ def test_make_lists_its_targets() -> None:
 def test_the_code_of_the_python_page_runs() -> None:
     pytest.importorskip("torch")
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/reference/python.md").read_text(encoding="utf-8"), re.S)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for block in blocks:
         exec(compile(block, "docs/reference/python.md", "exec"), {})
 

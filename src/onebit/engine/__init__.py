@@ -8,6 +8,7 @@ for piece in model.generate("def fib(n):", max_new_tokens=100):
 from __future__ import annotations
 
 from onebit.engine._library import library_path
+from onebit.engine.batch import Batch, Event, Request
 from onebit.engine.description import Description, TensorInfo
 from onebit.engine.generate import Generation, Stats
 from onebit.engine.model import Model, Session
@@ -15,9 +16,12 @@ from onebit.engine.sampling import Sampler
 from onebit.engine.speculate import Speculation
 
 __all__ = [
+    "Batch",
     "Description",
+    "Event",
     "Generation",
     "Model",
+    "Request",
     "Sampler",
     "Session",
     "Speculation",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from onebit.engine.model import Model
     from onebit.engine.session import Session
 
-__all__ = ["Generation", "Stats", "StopFilter", "TextStream"]
+__all__ = ["Generation", "Stats", "StopFilter", "TextStream", "Writer"]
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer decodes half a character to
 _LONGEST_CHARACTER = 4  # bytes of UTF-8, so at most as many tokens
@@ -120,6 +120,41 @@ class StopFilter:
         return 0
 
 
+class Writer:
+    """The tokens of one answer and the text they free, until the end token, a stop string or enough tokens.
+
+    ``tokenizer`` None is a model without one: the text stays empty. The reason to stop goes into ``stats``.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer | None, eos: int | None, stop: Sequence[str], max_new_tokens: int, stats: Stats
+    ) -> None:
+        self._stream = None if tokenizer is None else TextStream(tokenizer)
+        self._filter = StopFilter(stop)
+        self._eos, self._most = eos, max_new_tokens
+        self.ids: list[int] = []
+        self.stats = stats
+
+    def push(self, token: int) -> str:
+        """One token on: the text it frees, often empty."""
+        self.ids.append(token)
+        self.stats.new_tokens += 1
+        if token == self._eos:
+            return self.finish("eos")
+        out = "" if self._stream is None else self._filter.push(self._stream.push(token))
+        if self._filter.found:
+            self.stats.stopped_by = "stop"
+        elif self.stats.new_tokens >= self._most:
+            out += self.finish("length")
+        return out
+
+    def finish(self, reason: str) -> str:
+        """Let out what was held back, unless the very end completes a stop string."""
+        self.stats.stopped_by = reason
+        out = "" if self._stream is None else self._filter.push(self._stream.flush())
+        return out if self._filter.found else out + self._filter.flush()
+
+
 class Generation(Iterator[str]):
     """Pieces of text after a prompt (text or token ids). ``stats`` and ``ids`` (the new tokens) grow as it runs.
 
@@ -151,7 +186,7 @@ class Generation(Iterator[str]):
     ) -> None:
         if max_new_tokens < 1:
             raise EngineError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-        self._tokenizer = model.tokenizer
+        tokenizer = model.tokenizer
         self._prompt = model.encode(prompt) if isinstance(prompt, str) else list(prompt)
         if not self._prompt:
             raise EngineError("the prompt is empty: give at least one token to start from")
@@ -162,11 +197,10 @@ class Generation(Iterator[str]):
         self._sampler = Sampler(temperature, top_k, top_p, min_p, repetition_penalty, seed)
         self._window = repetition_window if repetition_penalty != 1.0 else 0
         self._max_new_tokens = max_new_tokens
-        self._eos = model.description.eos
-        self._stream = TextStream(self._tokenizer)
-        self._filter = StopFilter([stop] if isinstance(stop, str) else stop)
-        self.ids: list[int] = []
         self.stats = Stats(prompt_tokens=len(self._prompt))
+        stops = [stop] if isinstance(stop, str) else stop
+        self._writer = Writer(tokenizer, model.description.eos, stops, max_new_tokens, self.stats)
+        self.ids = self._writer.ids
         self._ready: list[int] = []  # chosen in one pass and not shown yet, the next one last
         self._draft = _draft_session(model, draft, self._session)
         self._speculation: Speculation | None = None
@@ -193,19 +227,10 @@ class Generation(Iterator[str]):
     def _step(self) -> str:
         """One token on: the text it frees, often empty."""
         token = self._next_token()
-        if token is None:
-            return self._finish("context")
-        self.ids.append(token)
-        self.stats.new_tokens += 1
-        if token == self._eos:
-            return self._finish("eos")
-        out = self._filter.push(self._stream.push(token))
-        if self._filter.found:
-            self.stats.stopped_by = "stop"
+        text = self._writer.finish("context") if token is None else self._writer.push(token)
+        if self.stats.stopped_by is not None:
             self._drop_ready()
-        elif self.stats.new_tokens >= self._max_new_tokens:
-            out += self._finish("length")
-        return out
+        return text
 
     def _next_token(self) -> int | None:
         """The next token, from the last pass of the model or a new one; None when the context is full."""
@@ -242,13 +267,6 @@ class Generation(Iterator[str]):
         self.stats.passes = counts.steps
         self._ready = new[:0:-1]
         return new[0]
-
-    def _finish(self, reason: str) -> str:
-        """Let out what was held back, unless the very end completes a stop string."""
-        self.stats.stopped_by = reason
-        self._drop_ready()
-        out = self._filter.push(self._stream.flush())
-        return out if self._filter.found else out + self._filter.flush()
 
     def _drop_ready(self) -> None:
         """Forget tokens that were chosen beyond the end of the text."""

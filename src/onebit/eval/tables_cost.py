@@ -165,13 +165,13 @@ def _losses(
     return np.concatenate(trained), np.concatenate(stored)
 
 
-def held_out_text(settings: dict[str, Any], *, must: bool = False) -> tuple[str, str]:
+def held_out_text(settings: dict[str, Any], *, must: bool = False, characters: int = _CHARACTERS) -> tuple[str, str]:
     """Some text that training held out and its name, by the settings of a training manifest.
 
     Data that does not lie here any more is replaced by a file of Python's library, or an error when it `must` be there.
     """
     try:
-        found = _held_out(settings)
+        found = _held_out(settings, characters)
     except (OnebitError, OSError, KeyError, TypeError):  # it has moved, or another program wrote the manifest
         if must:
             raise
@@ -181,7 +181,7 @@ def held_out_text(settings: dict[str, Any], *, must: bool = False) -> tuple[str,
     return found or (inspect.getsource(textwrap), _OWN_TEXT)
 
 
-def _held_out(settings: dict[str, Any]) -> tuple[str, str] | None:
+def _held_out(settings: dict[str, Any], characters: int) -> tuple[str, str] | None:
     from onebit.data import hold_out, open_source
 
     def at_hand(data: str) -> bool:
@@ -196,13 +196,13 @@ def _held_out(settings: dict[str, Any]) -> tuple[str, str] | None:
         source = whole.validation or hold_out(whole, settings.get("val_fraction", 0.05))[1]
     else:
         return None
-    return None if source is None else _beginning(source.pieces, f"{own or data}, held out")
+    return None if source is None else _beginning(source.pieces, f"{own or data}, held out", characters)
 
 
-def _beginning(pieces: Callable[[], Any], name: str) -> tuple[str, str] | None:
+def _beginning(pieces: Callable[[], Any], name: str, characters: int) -> tuple[str, str] | None:
     text = ""
     for piece in pieces():
         text += piece.text
-        if len(text) >= _CHARACTERS:
+        if len(text) >= characters:
             break
-    return (text[:_CHARACTERS], name) if text.strip() else None
+    return (text[:characters], name) if text.strip() else None
