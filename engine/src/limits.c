@@ -9,7 +9,6 @@
 #include "ob_platform.h"
 
 #include <stdlib.h>
-#include <time.h>
 
 #ifdef OB_X86
 #include <immintrin.h>
@@ -18,9 +17,6 @@
 #endif
 #if defined(__unix__) || defined(__APPLE__)
 #include <sys/mman.h>
-#endif
-#ifdef _WIN32
-#include <windows.h>
 #endif
 
 enum {
@@ -32,18 +28,6 @@ enum {
     HUGE_PAGE = 2 << 20,
     INT8_ITEM = 1 << 26,   /* operations of an int8 item, a fraction of a millisecond */
 };
-
-static double now(void) {
-#ifdef _WIN32
-    LARGE_INTEGER count, frequency;
-    QueryPerformanceCounter(&count), QueryPerformanceFrequency(&frequency);
-    return (double)count.QuadPart / (double)frequency.QuadPart;
-#else
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-#endif
-}
 
 /* ---- turns ---- */
 
@@ -57,11 +41,11 @@ static double median_turn(ob_pool *pool, ob_task task, void *argument, uint32_t 
     double turns[MAX_TURNS], begin, end, stop;
     uint32_t count = 0;
     ob_pool_run(pool, task, argument, num_items);
-    begin = now();
+    begin = ob_seconds();
     stop = begin + seconds;
     do {
         ob_pool_run(pool, task, argument, num_items);
-        end = now();
+        end = ob_seconds();
         turns[count++] = end - begin;
         begin = end;
     } while (end < stop && count < MAX_TURNS);

@@ -40,6 +40,7 @@ COMMANDS: dict[str, CommandLine] = {
     "generate": CommandLine("Run", "Continue a prompt, streamed to the terminal."),
     "eval": CommandLine("Judge", "Loss, perplexity and bits per byte on a text file."),
     "verify": CommandLine("Judge", "Compare two forms of a model; exit 1 when they differ."),
+    "bench": CommandLine("Judge", "Speed of decode and prefill beside this machine's limits."),
     "info": CommandLine("Look inside", "What a .1bit file holds: shapes, sizes, bits per weight."),
 }
 
