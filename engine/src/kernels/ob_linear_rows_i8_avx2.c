@@ -6,7 +6,7 @@
 #define TARGET OB_TARGET("avx2,f16c")
 #include "ob_linear_rows_i8_256.h"
 
-enum { OFFSET = 0, PANEL_TOKENS = 4, MANY_TOKENS = 24, MANY_TOKENS_PACKED = 6 };
+enum { OFFSET = 0, PANEL_TOKENS = 4, MANY_TOKENS = 48, MANY_TOKENS_PACKED = 8 };
 
 /* w unsigned, at most 128 */
 INLINE vec dot_unsigned(vec acc, __m256i w, __m256i x) {

@@ -11,7 +11,7 @@
 typedef int32_t vec __attribute__((vector_size(64)));
 typedef uint32_t vec_u __attribute__((vector_size(64)));
 typedef float vec_f __attribute__((vector_size(64)));
-enum { VEC_BYTES = 64, LANES = 16, OFFSET = 128, PANEL_TOKENS = 12, MANY_TOKENS = 24, MANY_TOKENS_PACKED = 6 };
+enum { VEC_BYTES = 64, LANES = 16, OFFSET = 128, PANEL_TOKENS = 12, MANY_TOKENS = 64, MANY_TOKENS_PACKED = 8 };
 
 INLINE vec zero(void) { return (vec)_mm512_setzero_si512(); }
 INLINE vec set_bytes(int byte) { return (vec)_mm512_set1_epi8((char)byte); }
