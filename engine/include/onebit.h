@@ -150,7 +150,7 @@ enum { OB_KV_DEFAULT, OB_KV_FLOAT32, OB_KV_FLOAT16, OB_KV_INT8, OB_NUM_KV_TYPES 
 
 typedef struct ob_session_options {
     uint32_t max_positions; /* of each sequence; 0: the model's max_seq_len, which is also the most allowed */
-    uint32_t max_batch;     /* tokens computed together in prefill, 1 to 256; 0: 32 */
+    uint32_t max_batch;     /* tokens computed together in prefill, 1 to 256; 0: 128, which takes 13 MB for a model of 2B */
     uint32_t num_threads;   /* host only (ob_session_create): 0: 1 */
     uint32_t kv_type;       /* OB_KV_* */
     uint32_t num_sequences; /* 1 to 1024; 0: 1 */

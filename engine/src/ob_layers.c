@@ -22,18 +22,13 @@ static void read_row(const ob_weights *w, uint32_t row, float *y) {
     }
 }
 
-void ob_embed(ob_session *s, uint32_t num_tokens) {
-    const ob_description *d = &s->model->description;
-    for (uint32_t t = 0; t < num_tokens; t++) {
-        float *x = s->x_TH + (size_t)t * d->hidden_size;
-        read_row(&s->model->token_embedding, s->places[t].token, x);
-        if (d->position != OB_POSITION_LEARNED) continue;
-        read_row(&s->model->position_embedding, s->places[t].position, s->normed_TW);
-        for (uint32_t k = 0; k < d->hidden_size; k++) x[k] += s->normed_TW[k];
-    }
+static void embed(const ob_session *s, const ob_place *place, float *x, float *work) {
+    const ob_model *m = s->model;
+    read_row(&m->token_embedding, place->token, x);
+    if (m->description.position != OB_POSITION_LEARNED) return;
+    read_row(&m->position_embedding, place->position, work);
+    for (uint32_t k = 0; k < m->description.hidden_size; k++) x[k] += work[k];
 }
-
-/* ---- attention ---- */
 
 /* cos and sin of position * theta^(-2i / head_dim) */
 void ob_rotary_angle(const ob_session *s, uint32_t position, float *cosines, float *sines) {
@@ -45,14 +40,34 @@ void ob_rotary_angle(const ob_session *s, uint32_t position, float *cosines, flo
     }
 }
 
-/* Once for all layers of the batch. */
-void ob_rotary_angles(ob_session *s, uint32_t num_tokens) {
+typedef struct batch_job {
+    ob_session *s;
+    const ob_layer *l;
+    uint32_t layer, num_tokens;
+} batch_job;
+
+/* Angles serve all layers. */
+static void begin_tokens(void *argument, uint32_t item, uint32_t num_items, uint32_t thread) {
+    const batch_job *j = argument;
+    ob_session *s = j->s;
     const size_t half = s->model->description.head_dim / 2;
-    if (s->model->description.position != OB_POSITION_ROPE) return;
-    for (uint32_t t = 0; t < num_tokens; t++)
-        ob_rotary_angle(s, s->places[t].position + s->sequences[s->places[t].sequence].offset, s->cos_T + t * half,
-                        s->sin_T + t * half);
+    uint32_t begin, end;
+    (void)thread;
+    ob_share(j->num_tokens, item, num_items, &begin, &end);
+    for (uint32_t t = begin; t < end; t++) {
+        const ob_place *place = &s->places[t];
+        embed(s, place, ob_row(s->x_TH, t), ob_row(s->normed_TH, t));
+        if (s->model->description.position == OB_POSITION_ROPE)
+            ob_rotary_angle(s, place->position + s->sequences[place->sequence].offset, s->cos_T + t * half, s->sin_T + t * half);
+    }
 }
+
+void ob_begin_batch(ob_session *s, uint32_t num_tokens) {
+    batch_job j = {s, NULL, 0, num_tokens};
+    ob_run(s, begin_tokens, &j, ob_num_items(s, num_tokens, 1));
+}
+
+/* ---- attention ---- */
 
 static uint8_t *cache_row(const ob_session *s, uint8_t *cache, uint32_t layer, uint32_t head, const ob_place *place) {
     return ob_cache_rows(s, cache, layer, place->sequence, head) + place->position * s->kv_row_bytes;
@@ -71,61 +86,87 @@ static void finish_heads(const ob_session *s, float *heads, const float *weight,
     }
 }
 
-typedef struct attend_job {
-    ob_session *s;
-    uint32_t layer, num_tokens;
-} attend_job;
-
-/* Tokens [first, first + count) of one stretch against one key-value head. */
-static void attend_stretch(ob_session *s, uint32_t layer, uint32_t head, uint32_t first, uint32_t count, uint8_t *work) {
-    const ob_description *d = &s->model->description;
-    const uint32_t heads = d->num_heads / d->num_key_value_heads;
-    const ob_place *last = &s->places[first + count - 1];
-    size_t place = first * s->wide + (size_t)head * heads * d->head_dim;
-    const ob_attention a = {ob_cache_rows(s, s->keys, layer, last->sequence, head),
-                            ob_cache_rows(s, s->values, layer, last->sequence, head), s->kv_row_bytes, s->q_TW + place,
-                            s->attended_TW + place, s->wide, s->wide, s->kv_type, d->head_dim, heads, count,
-                            last->position + 1, 1.0f / ob_sqrt((float)d->head_dim)};
-    s->model->kernels.attend(&a, work);
-}
-
-/* Items are shares of the key-value heads' (head, token) pairs. */
-static void attend_heads(void *argument, uint32_t item, uint32_t num_items, uint32_t thread) {
-    const attend_job *j = argument;
+/* One token's keys and values into the cache, its queries made ready. */
+static void store_tokens(void *argument, uint32_t item, uint32_t num_items, uint32_t thread) {
+    const batch_job *j = argument;
     ob_session *s = j->s;
-    uint8_t *work = s->work ? s->work + (size_t)thread * OB_WORK_BYTES : NULL;
-    uint32_t begin, end;
-    ob_share((uint64_t)s->model->description.num_key_value_heads * j->num_tokens, item, num_items, &begin, &end);
-    while (begin < end) {
-        uint32_t head = begin / j->num_tokens, first = begin % j->num_tokens, stretch = 0;
-        while (s->stretches[stretch].first + s->stretches[stretch].count <= first) stretch++;
-        uint32_t count = s->stretches[stretch].first + s->stretches[stretch].count - first;
-        if (count > end - begin) count = end - begin;
-        attend_stretch(s, j->layer, head, first, count, work);
-        begin += count;
-    }
-}
-
-static void store_keys_and_values(ob_session *s, const ob_layer *l, uint32_t layer, uint32_t num_tokens) {
     const ob_description *d = &s->model->description;
-    for (uint32_t t = 0; t < num_tokens; t++) {
-        float *k = s->k_TW + t * s->wide, *v = s->v_TW + t * s->wide;
-        finish_heads(s, s->q_TW + t * s->wide, l->q_norm, d->num_heads, t);
-        finish_heads(s, k, l->k_norm, d->num_key_value_heads, t);
-        for (uint32_t h = 0; h < d->num_key_value_heads; h++) {
-            s->model->kernels.kv_store(s->kv_type, k + (size_t)h * d->head_dim, d->head_dim,
-                                       cache_row(s, s->keys, layer, h, &s->places[t]));
-            s->model->kernels.kv_store(s->kv_type, v + (size_t)h * d->head_dim, d->head_dim,
-                                       cache_row(s, s->values, layer, h, &s->places[t]));
+    uint32_t begin, end;
+    (void)thread;
+    ob_share(j->num_tokens, item, num_items, &begin, &end);
+    for (uint32_t t = begin; t < end; t++) {
+        const float *k = ob_row(s->k_TK, t), *v = ob_row(s->v_TK, t);
+        finish_heads(s, ob_row(s->q_TQ, t), j->l->q_norm, d->num_heads, t);
+        finish_heads(s, ob_row(s->k_TK, t), j->l->k_norm, d->num_key_value_heads, t);
+        for (uint32_t h = 0; h < d->num_key_value_heads; h++, k += d->head_dim, v += d->head_dim) {
+            s->model->kernels.kv_store(s->kv_type, k, d->head_dim, cache_row(s, s->keys, j->layer, h, &s->places[t]));
+            s->model->kernels.kv_store(s->kv_type, v, d->head_dim, cache_row(s, s->values, j->layer, h, &s->places[t]));
         }
     }
 }
 
-/* x += residual_scale * out */
-static void add_residual(ob_session *s, uint32_t num_tokens) {
+/* Tokens [first, first + count) of one stretch: `heads` query heads from `head` on, all of one key-value head. */
+static void attend_stretch(const batch_job *j, uint32_t head, uint32_t heads, uint32_t first, uint32_t count, uint8_t *work) {
+    ob_session *s = j->s;
     const ob_description *d = &s->model->description;
-    for (uint32_t t = 0; t < num_tokens; t++)
-        s->model->kernels.add(s->x_TH + (size_t)t * d->hidden_size, s->out_TW + t * s->wide, d->residual_scale, d->hidden_size);
+    const ob_place *last = &s->places[first + count - 1];
+    const uint32_t kv_head = head / (d->num_heads / d->num_key_value_heads);
+    const size_t column = (size_t)head * d->head_dim;
+    const ob_attention a = {ob_cache_rows(s, s->keys, j->layer, last->sequence, kv_head),
+                            ob_cache_rows(s, s->values, j->layer, last->sequence, kv_head), s->kv_row_bytes,
+                            ob_row(s->q_TQ, first) + column, ob_row(s->attended_TQ, first) + column, s->q_TQ.stride,
+                            s->attended_TQ.stride, s->kv_type, d->head_dim, heads, count, last->position + 1,
+                            1.0f / ob_sqrt((float)d->head_dim)};
+    s->model->kernels.attend(&a, work);
+}
+
+static uint32_t least(uint32_t a, uint32_t b) { return a < b ? a : b; }
+
+/* Tokens [begin, end) of the batch, stretch by stretch. */
+static void attend_range(const batch_job *j, uint32_t head, uint32_t heads, uint32_t begin, uint32_t end, uint32_t thread) {
+    const ob_stretch *stretch = j->s->stretches;
+    uint8_t *work = j->s->work ? j->s->work + (size_t)thread * OB_WORK_BYTES : NULL;
+    while (stretch->first + stretch->count <= begin) stretch++;
+    while (begin < end) {
+        uint32_t until = least(end, stretch->first + stretch->count);
+        attend_stretch(j, head, heads, begin, until - begin, work);
+        begin = until;
+        stretch++;
+    }
+}
+
+/* Many tokens: an item is a block of them and one key-value head. The last blocks, which see most, come first. */
+enum { ATTEND_TOKENS = 32 };
+
+static void attend_tokens(void *argument, uint32_t item, uint32_t num_items, uint32_t thread) {
+    const batch_job *j = argument;
+    const ob_description *d = &j->s->model->description;
+    const uint32_t heads = d->num_heads / d->num_key_value_heads, blocks = num_items / d->num_key_value_heads;
+    uint32_t begin, end;
+    ob_share(j->num_tokens, blocks - 1 - item / d->num_key_value_heads, blocks, &begin, &end);
+    attend_range(j, item % d->num_key_value_heads * heads, heads, begin, end, thread);
+}
+
+/* One token: equal shares of the query heads, though two threads may then read one key-value head's rows. */
+static void attend_heads(void *argument, uint32_t item, uint32_t num_items, uint32_t thread) {
+    const batch_job *j = argument;
+    const ob_description *d = &j->s->model->description;
+    const uint32_t together = d->num_heads / d->num_key_value_heads;
+    uint32_t head, end;
+    ob_share(d->num_heads, item, num_items, &head, &end);
+    while (head < end) {
+        uint32_t heads = least(together - head % together, end - head);
+        attend_range(j, head, heads, 0, j->num_tokens, thread);
+        head += heads;
+    }
+}
+
+static void attend(ob_session *s, batch_job *j) {
+    const uint32_t kv_heads = s->model->description.num_key_value_heads, threads = s->parallel.num_threads;
+    uint32_t blocks = (j->num_tokens + ATTEND_TOKENS - 1) / ATTEND_TOKENS, wanted = (4 * threads + kv_heads - 1) / kv_heads;
+    if (threads > 1 && blocks < wanted) blocks = least(wanted, j->num_tokens);
+    if (j->num_tokens > 1 || kv_heads % threads == 0) ob_run(s, attend_tokens, j, blocks * kv_heads);
+    else ob_run(s, attend_heads, j, least(threads, s->model->description.num_heads));
 }
 
 void ob_attention_block(ob_session *s, uint32_t layer, uint32_t num_tokens) {
@@ -133,43 +174,22 @@ void ob_attention_block(ob_session *s, uint32_t layer, uint32_t num_tokens) {
     const ob_layer *l = &s->model->layers[layer];
     const ob_norm norm = {l->attention_norm, l->attention_norm_bias, d->norm_eps, d->norm};
     const ob_norm sub_norm = {l->attention_sub_norm, NULL, d->norm_eps, OB_NORM_RMS}; /* RMSNorm whatever the others are */
-    const ob_product qkv[] = {{&l->q, s->q_TW, s->wide}, {&l->k, s->k_TW, s->wide}, {&l->v, s->v_TW, s->wide}};
-    ob_multiply(s, &norm, s->x_TH, d->hidden_size, s->normed_TW, num_tokens, qkv, 3);
-    store_keys_and_values(s, l, layer, num_tokens);
-    attend_job j = {s, layer, num_tokens};
-    ob_run(s, attend_heads, &j, s->parallel.num_threads);
-    const ob_product o = {&l->o, s->out_TW, s->wide};
-    ob_multiply(s, &sub_norm, s->attended_TW, s->wide, s->attended_TW, num_tokens, &o, 1);
-    add_residual(s, num_tokens);
+    const ob_product qkv[] = {{&l->q, s->q_TQ}, {&l->k, s->k_TK}, {&l->v, s->v_TK}}, o = {&l->o, s->normed_TH};
+    batch_job j = {s, l, layer, num_tokens};
+    ob_multiply(s, &norm, s->x_TH, s->normed_TH, num_tokens, qkv, 3, OB_THEN_NOTHING);
+    ob_run(s, store_tokens, &j, ob_num_items(s, num_tokens, 4));
+    attend(s, &j);
+    ob_multiply(s, &sub_norm, s->attended_TQ, s->attended_TQ, num_tokens, &o, 1, OB_THEN_ADD);
 }
 
 /* ---- MLP ---- */
-
-typedef struct mlp_job {
-    ob_session *s;
-    uint32_t num_tokens;
-} mlp_job;
-
-static void activate_tokens(void *argument, uint32_t item, uint32_t num_items, uint32_t thread) {
-    const mlp_job *j = argument;
-    const ob_description *d = &j->s->model->description;
-    uint32_t begin, end;
-    (void)thread;
-    ob_share(j->num_tokens, item, num_items, &begin, &end);
-    for (uint32_t t = begin; t < end; t++)
-        j->s->model->kernels.activate(d->mlp, j->s->gate_TW + t * j->s->wide, j->s->up_TW + t * j->s->wide, d->intermediate_size);
-}
 
 void ob_mlp_block(ob_session *s, uint32_t layer, uint32_t num_tokens) {
     const ob_description *d = &s->model->description;
     const ob_layer *l = &s->model->layers[layer];
     const ob_norm norm = {l->mlp_norm, l->mlp_norm_bias, d->norm_eps, d->norm};
     const ob_norm sub_norm = {l->mlp_sub_norm, NULL, d->norm_eps, OB_NORM_RMS};
-    const ob_product products[] = {{&l->up, s->up_TW, s->wide}, {&l->gate, s->gate_TW, s->wide}};
-    ob_multiply(s, &norm, s->x_TH, d->hidden_size, s->normed_TW, num_tokens, products, ob_has_gate(d) ? 2 : 1);
-    mlp_job j = {s, num_tokens};
-    ob_run(s, activate_tokens, &j, num_tokens < s->parallel.num_threads ? num_tokens : s->parallel.num_threads);
-    const ob_product down = {&l->down, s->out_TW, s->wide};
-    ob_multiply(s, &sub_norm, s->up_TW, s->wide, s->up_TW, num_tokens, &down, 1);
-    add_residual(s, num_tokens);
+    const ob_product inner[] = {{&l->up, s->up_TI}, {&l->gate, s->gate_TI}}, down = {&l->down, s->normed_TH};
+    ob_multiply(s, &norm, s->x_TH, s->normed_TH, num_tokens, inner, ob_has_gate(d) ? 2 : 1, OB_THEN_ACTIVATE);
+    ob_multiply(s, &sub_norm, s->up_TI, s->up_TI, num_tokens, &down, 1, OB_THEN_ADD);
 }

@@ -67,7 +67,7 @@ ob_status ob_sequence_copy(ob_session *s, uint32_t from, uint32_t to, uint32_t n
 static void turn_keys(ob_session *s, uint32_t sequence, uint32_t count, uint32_t positions) {
     const ob_description *d = &s->model->description;
     const ob_kernels *k = &s->model->kernels;
-    float *key = s->normed_TW;
+    float *key = s->k_TK.at;
     ob_rotary_angle(s, positions, s->cos_T, s->sin_T);
     for (uint32_t layer = 0; layer < d->num_layers; layer++)
         for (uint32_t head = 0; head < d->num_key_value_heads; head++) {

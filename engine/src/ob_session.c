@@ -4,7 +4,8 @@
 #include "ob_error.h"
 #include "ob_math.h"
 
-enum { ALIGNMENT = 64, DEFAULT_BATCH = 32 };
+enum { ALIGNMENT = 64, DEFAULT_BATCH = 128 /* unpacking weights costs next to nothing by then, and
+                                                         * the codes of a batch still fit a second-level cache */ };
 
 /* ---- memory: one walk over the buffers, once to measure and once to place them ---- */
 
@@ -29,37 +30,60 @@ static void *take(arena *a, uint64_t count, uint64_t size) {
 
 static uint32_t most(uint32_t a, uint32_t b) { return a > b ? a : b; }
 
-/* The codes and group sums of the most demanding matrix. */
-static void measure_inputs(ob_session *s, const ob_weights *w) {
-    size_t stride = ((size_t)most(w->codes_cols, w->cols) + 63) / 64 * 64;
-    if (stride > s->codes_stride) s->codes_stride = stride;
-    if (w->num_groups > s->num_sums) s->num_sums = w->num_groups;
+/* An odd number of 64-byte lines. */
+static size_t odd_lines(size_t bytes) { return (bytes + 63) / 64 * 64 | 64; }
+
+static void take_rows(arena *a, ob_rows *rows, uint64_t batch, size_t floats) {
+    rows->stride = odd_lines(floats * sizeof(float)) / sizeof(float);
+    rows->at = take(a, batch * rows->stride, sizeof(float));
 }
 
-static void measure_model(ob_session *s, const ob_model *m) {
+/* The codes and group sums of the most demanding matrix. */
+static void measure_inputs(ob_session *s, const ob_weights *w, int *code_floats) {
+    size_t stride = odd_lines(most(w->codes_cols, w->cols));
+    if (stride > s->codes_stride) s->codes_stride = stride;
+    if (w->num_groups > s->num_sums) s->num_sums = w->num_groups;
+    if (w->activation != OB_ACTIVATION_NONE && w->layout < OB_LAYOUT_INT8) *code_floats = 1;
+}
+
+/* Returns whether any matrix wants codes as floats. */
+static int measure_model(ob_session *s, const ob_model *m) {
     const ob_description *d = &m->description;
-    measure_inputs(s, &m->head);
+    int code_floats = 0;
+    measure_inputs(s, &m->head, &code_floats);
     for (uint32_t i = 0; i < d->num_layers; i++) {
         const ob_layer *l = &m->layers[i];
         const ob_weights *all[] = {&l->q, &l->k, &l->v, &l->o, &l->up, &l->down, ob_has_gate(d) ? &l->gate : &l->up};
-        for (size_t j = 0; j < sizeof all / sizeof *all; j++) measure_inputs(s, all[j]);
+        for (size_t j = 0; j < sizeof all / sizeof *all; j++) measure_inputs(s, all[j], &code_floats);
     }
-    uint32_t widest = most(most(d->hidden_size, d->intermediate_size), d->num_heads * d->head_dim);
-    s->wide = ((size_t)widest + 15) / 16 * 16;
     s->kv_row_bytes = ob_kv_row_bytes(s->kv_type, d->head_dim);
+    return code_floats;
 }
 
-static void place_buffers(ob_session *s, const ob_description *d, arena *a) {
-    const uint64_t batch = s->max_batch, wide = s->wide;
-    const uint64_t cached = (uint64_t)d->num_layers * s->num_sequences * s->max_positions; /* < 2^16 * 2^11 * 2^25 */
+/* What attention and the MLP use in turn. */
+static void place_blocks(ob_session *s, const ob_description *d, arena *a) {
+    const uint64_t batch = s->max_batch, begin = a->used;
+    const size_t queries = (size_t)d->num_heads * d->head_dim, keys = (size_t)d->num_key_value_heads * d->head_dim;
+    take_rows(a, &s->q_TQ, batch, queries);
+    take_rows(a, &s->k_TK, batch, keys);
+    take_rows(a, &s->v_TK, batch, keys);
+    take_rows(a, &s->attended_TQ, batch, queries);
+    const uint64_t end = a->used;
+    a->used = begin;
+    take_rows(a, &s->up_TI, batch, d->intermediate_size);
+    if (ob_has_gate(d)) take_rows(a, &s->gate_TI, batch, d->intermediate_size);
+    if (a->used < end) a->used = end;
+}
+
+static void place_buffers(ob_session *s, const ob_description *d, int code_floats, arena *a) {
+    const uint64_t batch = s->max_batch;
     s->sequences = take(a, s->num_sequences, sizeof(ob_sequence));
     s->places = take(a, batch, sizeof(ob_place));
     s->stretches = take(a, batch, sizeof(ob_stretch));
-    s->keys = take(a, cached, d->num_key_value_heads * s->kv_row_bytes);
-    s->values = take(a, cached, d->num_key_value_heads * s->kv_row_bytes);
-    s->x_TH = take(a, batch * d->hidden_size, sizeof(float));
-    float **rows[] = {&s->normed_TW, &s->q_TW, &s->k_TW, &s->v_TW, &s->attended_TW, &s->gate_TW, &s->up_TW, &s->out_TW, &s->code_floats_TW};
-    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) *rows[i] = take(a, batch * wide, sizeof(float));
+    s->x_TH = (ob_rows){take(a, batch * d->hidden_size, sizeof(float)), d->hidden_size};
+    take_rows(a, &s->normed_TH, batch, d->hidden_size);
+    place_blocks(s, d, a);
+    if (code_floats) take_rows(a, &s->code_floats_TW, batch, most(most(d->hidden_size, d->intermediate_size), d->num_heads * d->head_dim));
     s->codes_T = take(a, batch, s->codes_stride);
     s->sums_T = take(a, batch * s->num_sums, sizeof(int32_t));
     s->scales_T = take(a, batch, sizeof(float));
@@ -68,6 +92,10 @@ static void place_buffers(ob_session *s, const ob_description *d, arena *a) {
     s->cos_T = take(a, batch * (d->head_dim / 2 + 1), sizeof(float));
     s->sin_T = take(a, batch * (d->head_dim / 2 + 1), sizeof(float));
     s->inverse_frequencies = take(a, d->head_dim / 2 + 1, sizeof(double));
+    /* last: the host gives what is before it large pages, and this only as many as it comes to hold */
+    const uint64_t cached = (uint64_t)d->num_layers * s->num_sequences * s->max_positions; /* < 2^16 * 2^11 * 2^25 */
+    s->keys = take(a, cached, d->num_key_value_heads * s->kv_row_bytes);
+    s->values = take(a, cached, d->num_key_value_heads * s->kv_row_bytes);
 }
 
 /* Fills the sizes of a session and places its buffers behind it (base NULL: only measures). */
@@ -93,10 +121,10 @@ static ob_status lay_out(ob_session *s, const ob_model *model, const ob_session_
     if (s->num_sequences > OB_MAX_SEQUENCES)
         return ob_fail(error, OB_ERROR_ARGUMENT, "num_sequences is %u, expected 1 to %u", s->num_sequences, (uint32_t)OB_MAX_SEQUENCES);
     if (s->kv_type >= OB_NUM_KV_TYPES) return ob_fail(error, OB_ERROR_ARGUMENT, "kv_type is %u, expected 0 to 3", s->kv_type);
-    measure_model(s, model);
+    int code_floats = measure_model(s, model);
     arena a = {base, 0, 0};
     take(&a, 1, sizeof *s);
-    place_buffers(s, d, &a);
+    place_buffers(s, d, code_floats, &a);
     if (a.overflow)
         return ob_fail(error, OB_ERROR_MEMORY, "a context of %u tokens (%u sequences) needs more memory than can be addressed",
                        s->max_positions, s->num_sequences);
@@ -139,15 +167,15 @@ ob_status ob_session_init(const ob_model *model, const ob_session_options *optio
 
 static void trace(ob_session *s, uint32_t point, uint32_t num_tokens) {
     if (s->trace)
-        s->trace(s->trace_user, point, s->places[0].position, s->x_TH, num_tokens, s->model->description.hidden_size);
+        s->trace(s->trace_user, point, s->places[0].position, s->x_TH.at, num_tokens, s->model->description.hidden_size);
 }
 
 /* Logits of the first num_tokens rows of the residual stream. */
 static void head(ob_session *s, uint32_t num_tokens, float *logits) {
     const ob_model *m = s->model;
     const ob_norm norm = {m->final_norm, m->final_norm_bias, m->description.norm_eps, m->description.norm};
-    const ob_product product = {&m->head, logits, m->description.vocab_size};
-    if (num_tokens) ob_multiply(s, &norm, s->x_TH, m->description.hidden_size, s->normed_TW, num_tokens, &product, 1);
+    const ob_product product = {&m->head, {logits, m->description.vocab_size}};
+    if (num_tokens) ob_multiply(s, &norm, s->x_TH, s->normed_TH, num_tokens, &product, 1, OB_THEN_NOTHING);
 }
 
 /* Gives the next token of the batch the next row of its sequence. */
@@ -160,8 +188,7 @@ static void place_token(ob_session *s, uint32_t t, uint32_t token, uint32_t sequ
 
 /* The layers, for the tokens in s->places. */
 static void run_layers(ob_session *s, uint32_t num_tokens) {
-    ob_embed(s, num_tokens);
-    ob_rotary_angles(s, num_tokens);
+    ob_begin_batch(s, num_tokens);
     trace(s, 0, num_tokens);
     for (uint32_t layer = 0; layer < s->model->description.num_layers; layer++) {
         ob_attention_block(s, layer, num_tokens);
@@ -172,8 +199,7 @@ static void run_layers(ob_session *s, uint32_t num_tokens) {
 
 /* Moves row t of the residual stream, which the layers are done with, among the rows that the head reads. */
 static void choose_row(ob_session *s, uint32_t t, uint32_t row) {
-    const size_t hidden = s->model->description.hidden_size;
-    if (t != row) memcpy(s->x_TH + row * hidden, s->x_TH + t * hidden, hidden * sizeof(float));
+    if (t != row) memcpy(ob_row(s->x_TH, row), ob_row(s->x_TH, t), s->x_TH.stride * sizeof(float));
 }
 
 static ob_status check_token(const ob_session *s, uint32_t token, uint32_t index, ob_error *error) {

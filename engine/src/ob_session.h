@@ -1,9 +1,18 @@
 /* A session: the KV cache of its sequences and the work memory of a batch. Legend: T tokens of the batch, H hidden_size,
- * Q num_heads * head_dim, I intermediate_size, W the largest of H, Q and I, rounded up to 16. */
+ * Q num_heads * head_dim, K num_key_value_heads * head_dim, I intermediate_size, W the largest of H, Q and I. */
 #ifndef OB_SESSION_H
 #define OB_SESSION_H
 
 #include "ob_model.h"
+
+/* [T, a size of the model]: row t at `at` + t * stride. Strides are odd multiples of 64 bytes, so that the rows of a
+ * batch do not fall on the same lines of the first cache (4 KiB apart they would). */
+typedef struct ob_rows {
+    float *at;
+    size_t stride;
+} ob_rows;
+
+static inline float *ob_row(ob_rows rows, uint32_t t) { return rows.at + t * rows.stride; }
 
 /* Which inputs the shared buffers hold at present, so that q, k and v quantise their input once. */
 typedef struct ob_prepared {
@@ -38,14 +47,15 @@ struct ob_session {
     ob_sequence *sequences;       /* [num_sequences] */
     ob_place *places;             /* [T] */
     ob_stretch *stretches;        /* [num_stretches] of at most T */
-    size_t wide;                  /* W */
     uint32_t kv_type;             /* OB_KV_*, DEFAULT resolved */
     size_t kv_row_bytes;          /* a cached key or value of one position and key-value head */
     size_t codes_stride, num_sums;/* int8 codes and group sums of one token, for the most demanding tensor */
     uint8_t *keys, *values;       /* [num_layers, num_sequences, num_key_value_heads, max_positions, kv_row_bytes] */
-    float *x_TH;                  /* residual stream */
-    float *normed_TW, *q_TW, *k_TW, *v_TW, *attended_TW, *gate_TW, *up_TW, *out_TW;
-    float *code_floats_TW;        /* int8 codes as floats, where float weights ask for quantised inputs */
+    ob_rows x_TH;                 /* residual stream; no gaps between rows, as a trace sees it */
+    ob_rows normed_TH;            /* inputs of a block, then its output */
+    ob_rows q_TQ, k_TK, v_TK, attended_TQ; /* attention; the MLP uses the same memory */
+    ob_rows gate_TI, up_TI;
+    ob_rows code_floats_TW;       /* int8 codes as floats, where float weights ask for quantised inputs; else NULL */
     int8_t *codes_T;              /* [T, codes_stride] */
     float *scales_T, *ones_T;
     int32_t *sums_T;              /* [T, num_sums] */
@@ -55,9 +65,9 @@ struct ob_session {
     ob_prepared prepared;
 };
 
-/* ob_inputs.c: norm(x) as the kernels of w want it, x at rows of x_stride floats; the normed rows are in y_TW (may be x). */
-const ob_inputs *ob_prepare_inputs(ob_session *s, const ob_norm *norm, const ob_weights *w, const float *x, size_t x_stride,
-                                   float *y_TW, uint32_t num_tokens);
+/* ob_inputs.c: norm(x) as the kernels of w want it; the normed rows are in y (may be x). */
+const ob_inputs *ob_prepare_inputs(ob_session *s, const ob_norm *norm, const ob_weights *w, ob_rows x, ob_rows y,
+                                   uint32_t num_tokens);
 
 /* Whether the buffers hold the prepared input of w as well. */
 static inline int ob_prepared_serves(const ob_prepared *p, const ob_weights *w) {
@@ -65,19 +75,20 @@ static inline int ob_prepared_serves(const ob_prepared *p, const ob_weights *w) 
            p->integer == (w->activation != OB_ACTIVATION_NONE && w->layout >= OB_LAYOUT_INT8);
 }
 
-/* ob_linear.c: one or more layers that read the same x, shared out to the threads by output rows. */
+/* ob_linear.c: one or more layers that read the same x, and what follows row by row, shared out by output rows. */
 typedef struct ob_product {
     const ob_weights *w;
-    float *y;
-    size_t y_stride;
+    ob_rows y;
 } ob_product;
-void ob_multiply(ob_session *s, const ob_norm *norm, const float *x, size_t x_stride, float *y_TW, uint32_t num_tokens,
-                 const ob_product *products, uint32_t count);
+enum { OB_THEN_NOTHING,
+       OB_THEN_ACTIVATE, /* products are {up} or {up, gate}: the MLP's activation in up */
+       OB_THEN_ADD };    /* x_TH += residual_scale * y */
+void ob_multiply(ob_session *s, const ob_norm *norm, ob_rows x, ob_rows normed, uint32_t num_tokens,
+                 const ob_product *products, uint32_t count, int then);
 
 /* ob_layers.c */
 void ob_run(ob_session *s, ob_task task, void *argument, uint32_t num_items);
-void ob_embed(ob_session *s, uint32_t num_tokens);
-void ob_rotary_angles(ob_session *s, uint32_t num_tokens);
+void ob_begin_batch(ob_session *s, uint32_t num_tokens); /* embedding and rotary angles */
 void ob_rotary_angle(const ob_session *s, uint32_t position, float *cosines, float *sines);
 void ob_attention_block(ob_session *s, uint32_t layer, uint32_t num_tokens);
 void ob_mlp_block(ob_session *s, uint32_t layer, uint32_t num_tokens);
@@ -88,7 +99,14 @@ static inline uint8_t *ob_cache_rows(const ob_session *s, uint8_t *cache, uint32
     return cache + index * s->max_positions * s->kv_row_bytes;
 }
 
-/* This thread's share of `total` items: [*begin, *end). */
+/* How many items to cut `total` things into, at least `smallest` of them each: several for each thread, so that nobody
+ * waits long for one that got a slow processor. */
+static inline uint32_t ob_num_items(const ob_session *s, uint64_t total, uint32_t smallest) {
+    uint64_t most = total / smallest, wanted = s->parallel.num_threads > 1 ? 4ull * s->parallel.num_threads : 1;
+    return (uint32_t)(most < 1 ? 1 : most < wanted ? most : wanted);
+}
+
+/* Part `index` of `count` equal ones: [*begin, *end). */
 static inline void ob_share(uint64_t total, uint32_t index, uint32_t count, uint32_t *begin, uint32_t *end) {
     *begin = (uint32_t)(total * index / count);
     *end = (uint32_t)(total * (index + 1) / count);

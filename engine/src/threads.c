@@ -1,5 +1,5 @@
-/* A small pool. A decode step hands out a job every few tens of microseconds, so workers look for the next one for a
- * moment before they sleep. */
+/* A small pool. A token hands out a job every few tens of microseconds, so workers look for the next one for a moment,
+ * which costs a microsecond instead of the tens that waking takes, and then sleep: an idle session burns nothing. */
 #if !defined(_WIN32) && !defined(_POSIX_C_SOURCE)
 #define _POSIX_C_SOURCE 200809L
 #endif
@@ -25,9 +25,16 @@ static void condition_free(condition *c) { (void)c; }
 static void wait_for(condition *c, mutex *m) { SleepConditionVariableCS(c, m, INFINITE); }
 static void wake_all(condition *c) { WakeAllConditionVariable(c); }
 static void yield_thread(void) { SwitchToThread(); }
+static uint64_t nanoseconds(void) {
+    LARGE_INTEGER count, frequency;
+    QueryPerformanceCounter(&count);
+    QueryPerformanceFrequency(&frequency);
+    return (uint64_t)((double)count.QuadPart * 1e9 / (double)frequency.QuadPart);
+}
 #else
 #include <pthread.h>
 #include <sched.h>
+#include <time.h>
 typedef pthread_t thread;
 typedef pthread_mutex_t mutex;
 typedef pthread_cond_t condition;
@@ -43,9 +50,18 @@ static void condition_free(condition *c) { pthread_cond_destroy(c); }
 static void wait_for(condition *c, mutex *m) { pthread_cond_wait(c, m); }
 static void wake_all(condition *c) { pthread_cond_broadcast(c); }
 static void yield_thread(void) { sched_yield(); }
+static uint64_t nanoseconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
 #endif
 
-enum { SPINS = 4000 /* about 40 microseconds: longer than the gap between two jobs of a decode step */ };
+/* A worker looks for the next job a little longer than most samplings between two tokens take. It keeps its processor
+ * meanwhile: on a busy machine one that is given away comes back after milliseconds. A caller that waits longer than any
+ * worker should need for an item gives its own to the worker that may have none. */
+enum { LOOK_NS = 200 * 1000, WAIT_NS = 50 * 1000, LOOKS = 32 /* between two looks at the clock */ };
+enum { LINE = 128 }; /* processors fetch lines of the cache in pairs */
 
 typedef struct worker {
     ob_pool *pool;
@@ -56,15 +72,19 @@ typedef struct worker {
  * worker that has not been given a processor, instead of waiting for it. */
 struct ob_pool {
     uint32_t num_threads, num_started; /* workers started: num_threads - 1 once created */
-    atomic_ullong state;               /* number of the present job << 32 | items left to take */
-    atomic_uint remaining;             /* items not finished yet */
-    atomic_uint sleepers;
     atomic_int stop;
-    ob_task task; /* of the present job: read only by the owner of one of its items */
-    void *argument;
-    uint32_t num_items;
     mutex mutex;
     condition has_job;
+    uint8_t pad0[LINE];
+    atomic_ullong state; /* number of the present job << 32 | items left to take */
+    ob_task task;        /* of the present job: read only by the owner of one of its items */
+    void *argument;
+    uint32_t num_items;
+    uint8_t pad1[LINE];
+    atomic_uint remaining; /* items not finished yet */
+    uint8_t pad2[LINE];
+    atomic_uint sleepers;
+    uint8_t pad3[LINE];
     worker workers[];
 };
 
@@ -78,22 +98,40 @@ static void pause_a_moment(void) {
 
 static int has_items(ob_pool *pool) { return (uint32_t)atomic_load(&pool->state) != 0; }
 
-/* Takes and runs one item of the present job; 0 when there is none. */
-static int run_item(ob_pool *pool, uint32_t thread) {
+/* Takes one item of the present job: its number, or -1 when there is none. */
+static int64_t take_item(ob_pool *pool) {
     unsigned long long state = atomic_load(&pool->state);
     do
-        if (!(uint32_t)state) return 0;
+        if (!(uint32_t)state) return -1;
     while (!atomic_compare_exchange_weak(&pool->state, &state, state - 1));
-    pool->task(pool->argument, pool->num_items - (uint32_t)state, pool->num_items, thread);
-    atomic_fetch_sub_explicit(&pool->remaining, 1, memory_order_release);
-    return 1;
+    return pool->num_items - (uint32_t)state;
+}
+
+/* Runs items of the present job until none is left to take; returns how many. The job cannot change before they are
+ * reported, all at once at the end. */
+static uint32_t run_items(ob_pool *pool, uint32_t thread) {
+    uint32_t done = 0;
+    for (int64_t item; (item = take_item(pool)) >= 0; done++)
+        pool->task(pool->argument, (uint32_t)item, pool->num_items, thread);
+    if (done) atomic_fetch_sub_explicit(&pool->remaining, done, memory_order_release);
+    return done;
+}
+
+/* Whether a wait that began at *begin (0: now) has lasted for `duration`. */
+static int lasted(uint64_t *begin, uint64_t duration) {
+    uint64_t now = nanoseconds();
+    if (!*begin) *begin = now;
+    return now - *begin >= duration;
 }
 
 static void sleep_until_job(ob_pool *pool) {
-    for (int i = 0; i < SPINS; i++) {
-        if (has_items(pool) || atomic_load(&pool->stop)) return;
-        pause_a_moment();
-    }
+    uint64_t begin = 0;
+    do
+        for (int i = 0; i < LOOKS; i++) {
+            if (has_items(pool) || atomic_load(&pool->stop)) return;
+            pause_a_moment();
+        }
+    while (!lasted(&begin, LOOK_NS));
     lock(&pool->mutex);
     atomic_fetch_add(&pool->sleepers, 1);
     while (!has_items(pool) && !atomic_load(&pool->stop)) wait_for(&pool->has_job, &pool->mutex);
@@ -105,7 +143,7 @@ static THREAD_RESULT work(void *argument) {
     ob_pool *pool = ((worker *)argument)->pool;
     const uint32_t thread = (uint32_t)((worker *)argument - pool->workers);
     while (!atomic_load(&pool->stop))
-        if (!run_item(pool, thread)) sleep_until_job(pool);
+        if (!run_items(pool, thread)) sleep_until_job(pool);
     return 0;
 }
 
@@ -124,11 +162,11 @@ void ob_pool_run(void *context, ob_task task, void *argument, uint32_t num_items
     atomic_store(&pool->remaining, num_items);
     atomic_store(&pool->state, ((atomic_load(&pool->state) >> 32) + 1) << 32 | num_items);
     wake_sleepers(pool);
-    while (run_item(pool, 0)) {
-    }
-    for (int i = 0; atomic_load_explicit(&pool->remaining, memory_order_acquire); i++) {
-        if (i < SPINS) pause_a_moment();
-        else yield_thread();
+    run_items(pool, 0);
+    uint64_t begin = 0;
+    for (int i = 1; atomic_load_explicit(&pool->remaining, memory_order_acquire); i++) {
+        pause_a_moment();
+        if (i % LOOKS == 0 && lasted(&begin, WAIT_NS)) yield_thread();
     }
 }
 

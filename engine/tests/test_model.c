@@ -1,5 +1,6 @@
 /* A small model made in memory, run without any host part: arenas, errors, and every damaged header refused or harmless. */
 #include "ob_crc32c.h"
+#include "ob_host.h"
 #include "ob_model.h"
 #include "ob_test.h"
 
@@ -151,6 +152,38 @@ static void test_isas(const uint8_t *image, uint64_t bytes) {
     }
 }
 
+/* Prompts and single tokens of two sequences: the same bits with any number of threads. Rounds, for ThreadSanitizer. */
+static void test_threads(const uint8_t *image, uint64_t bytes) {
+    static const ob_batch_item items[] = {{1, 0, 0}, {7, 1, 0}, {39, 1, 1}, {0, 0, 1}, {7, 0, 1}, {2, 1, 1}, {3, 1, 1}};
+    enum { NUM_ITEMS = sizeof items / sizeof *items, WANTED = 5 };
+    static float expected[WANTED * VOCAB], logits[WANTED * VOCAB];
+    size_t needed;
+    ob_error error;
+    ob_model *model;
+    ob_session *session;
+    CHECK(ob_model_arena_bytes(image, bytes, &needed, &error) == OB_OK, "%s", error.message);
+    void *arena = test_aligned(needed);
+    CHECK(ob_model_init(image, bytes, NULL, arena, needed, &model, &error) == OB_OK, "%s", error.message);
+    for (uint32_t threads = 1; threads <= 5; threads += 2) {
+        ob_pool *pool = ob_pool_create(threads);
+        ob_parallel parallel = {pool, ob_pool_run, threads, 0};
+        ob_session_options options = {.max_batch = 3, .num_sequences = 2, .parallel = &parallel};
+        CHECK(ob_session_arena_bytes(model, &options, &needed, &error) == OB_OK, "%s", error.message);
+        void *work = test_aligned(needed);
+        CHECK(ob_session_init(model, &options, work, needed, &session, &error) == OB_OK, "%s", error.message);
+        for (int round = 0; round < 20; round++) {
+            CHECK(ob_forward_batch(session, items, NUM_ITEMS, threads == 1 ? expected : logits, &error) == OB_OK, "%s", error.message);
+            CHECK(threads == 1 || !memcmp(expected, logits, sizeof logits), "%u threads", threads);
+            CHECK(ob_sequence_copy(session, 1, 0, 2, &error) == OB_OK && ob_sequence_position(session, 0) == 2, "copy");
+            CHECK(ob_sequence_shift(session, 1, 1, 2, &error) == OB_OK && ob_sequence_position(session, 1) == 2, "shift");
+            CHECK(ob_sequence_truncate(session, 0, 0, &error) == OB_OK && ob_sequence_truncate(session, 1, 0, &error) == OB_OK, "reset");
+        }
+        ob_pool_free(pool);
+        free(work);
+    }
+    free(arena);
+}
+
 static void test_truncation(const uint8_t *image, uint64_t bytes) {
     for (uint64_t cut = 0; cut < bytes; cut += cut < META_BYTES ? 7 : 997) {
         uint8_t *part = test_aligned(cut ? cut : 1);
@@ -190,6 +223,7 @@ int main(void) {
     uint64_t bytes = make_image(image);
     test_arenas(image, bytes);
     test_isas(image, bytes);
+    test_threads(image, bytes);
     test_truncation(image, bytes);
     test_damage(image, bytes);
     free(image);
