@@ -74,7 +74,41 @@ def parity(path: Path, result: dict[str, Any]) -> list[str]:
     return lines
 
 
-TABLES: dict[str, Callable[[Path, dict[str, Any]], list[str]]] = {"quality": quality, "parity": parity}
+def speed(path: Path, result: dict[str, Any]) -> list[str]:
+    """The engine beside the machine's limits and its peers, a row for each shape and number of threads."""
+    figures = result["figures"]
+    lines = [
+        f"**Speed beside the limit**: random ternary weights of three shapes, int8 head, KV cache float16, medians of "
+        f"interleaved rounds ({source(path, result)}). The limit of decode is a pure read of the bytes that a token "
+        "reads, the limit of prefill the int8 dot product out of registers; the peers' heads are Q6_K.",
+        "",
+        "| shape, threads | decode, tokens/s | of the limit | x bitnet.cpp | x llama.cpp "
+        "| prefill 512, tokens/s | of the peak | x bitnet.cpp | x llama.cpp |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for shape in ("2b4t", "700m", "45m"):
+        for threads in ("1t", "2t"):
+            if f"{shape}_decode_tokens_per_s_{threads}" not in figures:
+                continue
+            cells = [f"{shape}, {threads[0]}"]
+            for what, limit in (("decode", "limit"), ("prefill512", "peak")):
+                cells.append(_cell(figures, f"{shape}_{what}_tokens_per_s_{threads}", ",.0f"))
+                cells.append(_cell(figures, f"{shape}_{what}_over_{limit}_{threads}", ".0%"))
+                for peer in ("bitnet_cpp", "llama_cpp"):
+                    cells.append(_cell(figures, f"{shape}_{what}_over_{peer}_{threads}", ".2f"))
+            lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _cell(figures: dict[str, float], name: str, how: str) -> str:
+    return format(figures[name], how) if name in figures else ""
+
+
+TABLES: dict[str, Callable[[Path, dict[str, Any]], list[str]]] = {
+    "quality": quality,
+    "parity": parity,
+    "engine": speed,
+}
 
 
 def block() -> str:
