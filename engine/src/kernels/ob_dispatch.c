@@ -81,10 +81,11 @@ int ob_kernels_choose(ob_kernels *k, uint32_t isa) {
     if (isa >= OB_ISA_AVX512 && isa <= OB_ISA_AMX) ob_enter_rows_avx512(k), ob_enter_attend_avx512(k);
 #endif
 #ifdef OB_ARM_DOT
-    if (isa == OB_ISA_NEON || isa == OB_ISA_I8MM) ob_enter_linear_t16_neon(k);
+    if (isa == OB_ISA_NEON || isa == OB_ISA_I8MM)
+        ob_enter_linear_t16_neon(k), ob_enter_linear_rows_i8_neon(k), ob_enter_linear_rows_f32_neon(k);
 #endif
 #ifdef __wasm_simd128__
-    if (isa == OB_ISA_WASM) ob_enter_linear_t16_wasm(k);
+    if (isa == OB_ISA_WASM) ob_enter_linear_t16_wasm(k), ob_enter_linear_rows_i8_wasm(k), ob_enter_linear_rows_f32_wasm(k);
 #endif
     return 1;
 }

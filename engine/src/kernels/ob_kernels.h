@@ -176,11 +176,11 @@ ob_enter_fn ob_enter_linear_rows_avx2, ob_enter_linear_rows_avx512;
 ob_enter_fn ob_enter_linear_rows_i8_avx2, ob_enter_linear_rows_i8_avxvnni, ob_enter_linear_rows_i8_avx512;
 ob_enter_fn ob_enter_rows_avx2, ob_enter_rows_avx512, ob_enter_attend_avx2, ob_enter_attend_avx512;
 #endif
-#ifdef OB_ARM_DOT
-ob_enter_fn ob_enter_linear_t16_neon;
+#ifdef OB_ARM
+ob_enter_fn ob_enter_linear_t16_neon, ob_enter_linear_rows_i8_neon, ob_enter_linear_rows_f32_neon;
 #endif
 #ifdef __wasm_simd128__
-ob_enter_fn ob_enter_linear_t16_wasm;
+ob_enter_fn ob_enter_linear_t16_wasm, ob_enter_linear_rows_i8_wasm, ob_enter_linear_rows_f32_wasm;
 #endif
 
 #endif
