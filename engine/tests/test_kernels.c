@@ -225,7 +225,7 @@ static void compare(const problem *p, ob_linear_fn *reference, ob_linear_fn *fas
 
 static void test_linear(uint32_t isa) {
     static const uint32_t shapes[][3] = {{16, 64, 1},  {1, 1, 1},    {33, 100, 3}, {48, 257, 17}, {7, 640, 21},
-                                         {64, 320, 5}, {31, 1037, 4}, {16, 30000, 1}};
+                                         {64, 320, 5}, {31, 1037, 4}, {16, 30000, 1}, {19, 20011, 6}};
     ob_kernels scalar, fast;
     uint64_t state = 1234;
     CHECK(ob_kernels_choose(&scalar, OB_ISA_SCALAR) && ob_kernels_choose(&fast, isa), "isa %u", isa);

@@ -19,7 +19,12 @@ PACKAGES = {
     "cmake": "cmake",
 }
 # What qemu plays, and the instruction set that must be chosen there.
-PROCESSORS = {"cortex-a72": "scalar", "cortex-a76": "neon", "max": "neon"}
+PROCESSORS = {
+    "cortex-a72": "neon (processor has NEON)",
+    "cortex-a76": "neon (processor has NEON with dot products)",
+    "max": "i8mm (processor has NEON int8 matrix products)",
+}
+TESTS = ["test_kernels", "test_rows", "test_attend", "test_model", "test_tokenizer"]
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +36,7 @@ def build() -> Path:
     folder = ROOT / "build" / "aarch64"
     toolchain = ROOT / "engine" / "cmake" / "aarch64.cmake"
     configure = ["-S", ROOT / "engine", "-B", folder, f"-DCMAKE_TOOLCHAIN_FILE={toolchain}", "-DOB_BUILD_TESTS=ON"]
-    for command in (configure, ["--build", folder, "-j", "2"]):
+    for command in (configure, ["--build", folder, "-j", "2", "--target", "onebit-run", *TESTS]):
         done = subprocess.run(["cmake", *map(str, command)], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
     return folder
@@ -44,9 +49,14 @@ def emulate(processor: str, program: Path, *arguments: object) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("name", ["test_kernels", "test_model", "test_tokenizer"])
+@pytest.mark.parametrize("name", TESTS)
 def test_the_tests_in_c_pass(build: Path, name: str) -> None:
     emulate("max", build / name)
+
+
+@pytest.mark.slow
+def test_the_kernels_without_dot_products(build: Path) -> None:
+    emulate("cortex-a72", build / "test_kernels")
 
 
 @pytest.mark.parametrize("processor", PROCESSORS)

@@ -23,7 +23,7 @@ static const char *reason(uint32_t isa) {
     case OB_ISA_AVXVNNI: return "processor has AVX-VNNI";
     case OB_ISA_AVX512: return "processor has AVX-512 with VNNI";
     case OB_ISA_AMX: return "processor has AMX int8 tiles";
-    case OB_ISA_NEON: return "processor has NEON with dot products";
+    case OB_ISA_NEON: return ob_cpu_features() & OB_CPU_ARM_DOT ? "processor has NEON with dot products" : "processor has NEON";
     case OB_ISA_I8MM: return "processor has NEON int8 matrix products";
     case OB_ISA_WASM: return "built with WebAssembly SIMD";
     default: return "reference; the only one here";
@@ -36,8 +36,11 @@ int ob_isa_available(uint32_t isa) {
     if (isa == OB_ISA_AVX2) return (ob_cpu_features() & OB_CPU_AVX2) != 0;
     if (isa == OB_ISA_AVX512) return (ob_cpu_features() & OB_CPU_AVX512) != 0;
 #endif
-#ifdef OB_ARM_DOT
-    if (isa == OB_ISA_NEON) return (ob_cpu_features() & OB_CPU_ARM_DOT) != 0;
+#ifdef OB_ARM
+    if (isa == OB_ISA_NEON) return 1;
+#endif
+#ifdef OB_ARM_I8MM
+    if (isa == OB_ISA_I8MM) return (ob_cpu_features() & OB_CPU_ARM_DOT) && (ob_cpu_features() & OB_CPU_ARM_I8MM);
 #endif
 #ifdef __wasm_simd128__
     if (isa == OB_ISA_WASM) return 1;
@@ -60,6 +63,17 @@ static void enter_scalar(ob_kernels *k) {
     k->isa_rows = k->isa_attend = OB_ISA_SCALAR;
 }
 
+#ifdef OB_ARM
+/* Dot products came with ARMv8.2; what they make faster is there without them as well. */
+static void enter_neon(ob_kernels *k) {
+    ob_enter_linear_t16_neon(k), ob_enter_linear_rows_i8_neon(k), ob_enter_linear_rows_f32_neon(k);
+    ob_enter_rows_neon(k), ob_enter_attend_neon(k);
+#ifdef OB_ARM_DOT
+    if (ob_cpu_features() & OB_CPU_ARM_DOT) ob_enter_linear_t16_dot(k), ob_enter_linear_rows_i8_dot(k);
+#endif
+}
+#endif
+
 static uint32_t best_isa(void) {
     static const uint32_t best_first[] = {OB_ISA_AMX, OB_ISA_AVX512, OB_ISA_AVXVNNI, OB_ISA_AVX2, OB_ISA_I8MM, OB_ISA_NEON, OB_ISA_WASM};
     for (size_t i = 0; i < sizeof best_first / sizeof *best_first; i++)
@@ -80,12 +94,17 @@ int ob_kernels_choose(ob_kernels *k, uint32_t isa) {
     if (isa >= OB_ISA_AVX2 && isa <= OB_ISA_AMX) ob_enter_rows_avx2(k), ob_enter_attend_avx2(k);
     if (isa >= OB_ISA_AVX512 && isa <= OB_ISA_AMX) ob_enter_rows_avx512(k), ob_enter_attend_avx512(k);
 #endif
-#ifdef OB_ARM_DOT
-    if (isa == OB_ISA_NEON || isa == OB_ISA_I8MM)
-        ob_enter_linear_t16_neon(k), ob_enter_linear_rows_i8_neon(k), ob_enter_linear_rows_f32_neon(k);
+#ifdef OB_ARM
+    if (isa == OB_ISA_NEON || isa == OB_ISA_I8MM) enter_neon(k);
+#endif
+#ifdef OB_ARM_I8MM
+    if (isa == OB_ISA_I8MM) ob_enter_linear_t16_i8mm(k);
 #endif
 #ifdef __wasm_simd128__
-    if (isa == OB_ISA_WASM) ob_enter_linear_t16_wasm(k), ob_enter_linear_rows_i8_wasm(k), ob_enter_linear_rows_f32_wasm(k);
+    if (isa == OB_ISA_WASM) {
+        ob_enter_linear_t16_wasm(k), ob_enter_linear_rows_i8_wasm(k), ob_enter_linear_rows_f32_wasm(k);
+        ob_enter_rows_wasm(k), ob_enter_attend_wasm(k);
+    }
 #endif
     return 1;
 }

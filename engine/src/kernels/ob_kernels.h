@@ -177,10 +177,15 @@ ob_enter_fn ob_enter_linear_rows_i8_avx2, ob_enter_linear_rows_i8_avxvnni, ob_en
 ob_enter_fn ob_enter_rows_avx2, ob_enter_rows_avx512, ob_enter_attend_avx2, ob_enter_attend_avx512;
 #endif
 #ifdef OB_ARM
-ob_enter_fn ob_enter_linear_t16_neon, ob_enter_linear_rows_i8_neon, ob_enter_linear_rows_f32_neon;
+ob_enter_fn ob_enter_linear_t16_neon, ob_enter_linear_t16_dot, ob_enter_linear_t16_i8mm;
+ob_enter_fn ob_enter_linear_rows_i8_neon, ob_enter_linear_rows_i8_dot, ob_enter_linear_rows_f32_neon;
+ob_enter_fn ob_enter_rows_neon, ob_enter_attend_neon;
+ob_linear_fn ob_linear_binary_t16_i8_neon, ob_linear_ternary_t16_i8_neon, ob_linear_ternary5_t16_i8_neon;
+ob_linear_fn ob_linear_binary_t16_i8_dot, ob_linear_ternary_t16_i8_dot, ob_linear_ternary5_t16_i8_dot;
 #endif
 #ifdef __wasm_simd128__
 ob_enter_fn ob_enter_linear_t16_wasm, ob_enter_linear_rows_i8_wasm, ob_enter_linear_rows_f32_wasm;
+ob_enter_fn ob_enter_rows_wasm, ob_enter_attend_wasm;
 #endif
 
 #endif

@@ -1,37 +1,25 @@
-/* Body of the tiled linear layers on NEON, int8 inputs. The file that includes this defines TARGET and
- * DOT(acc, digits, x, lane): acc[i] += the dot product of bytes 4i..4i+3 of digits and of lane `lane` of x.
+/* Body of the tiled linear layers on NEON, int8 inputs. The file that includes this defines TARGET, NAME(name) and
+ * DOT(acc, digits, x, lane): acc[i] += the dot product of bytes 4i..4i+3 of digits and of 32-bit lane `lane` of x.
  *
- * Four rows' bytes are a register, and the input codes of a plane one 32-bit lane of another. Digits go as signed bytes:
- *   ternary   0..3; one token: planes stay where they are in the byte, with an accumulator for each place, shifted down
- *             at the end (exact: every term is a multiple of the place); the top plane would be negative and is shifted
- *   binary    "bit is set" as 0 or -1, one comparison a plane
- *   ternary5  with s the byte minus 128, s(0) = s and s(j + 1) = 3 s(j) mod 256 as signed bytes, code j is
- *             (3 s(j) - s(j + 1)) / 256: -1 below -42, +1 above 42. One token: (3 A - B) / 256 with A = sum s(j) x,
- *             B = sum s(j + 1) x needs no codes at all. */
+ * Four rows' bytes are a register, and the input codes of a plane one 32-bit lane of another. One token needs no digits:
+ *   ternary   planes stay where they are in the byte, with an accumulator for each place, shifted down at the end (exact:
+ *             every term is a multiple of the place); the top plane would be negative and is shifted
+ *   ternary5  with s(j) of ob_t16_digits_neon.h the sum is (3 A - B) / 256, A = sum s(j) x, B = sum s(j + 1) x */
 #define INLINE TARGET OB_INLINE
 #define UNROLL _Pragma("GCC unroll 8")
 
-enum { MAX_TOKENS = 8, MAX_QUARTERS = 4 };
+enum { MAX_TOKENS = 8, MAX_QUARTERS = 4, QUARTER_BYTES = 16 };
 
 INLINE uint32_t x_tile_bytes(uint32_t layout) {
     return layout == OB_LAYOUT_TERNARY_T16 ? 16 : layout == OB_LAYOUT_BINARY_T16 ? 32 : 20;
 }
 
-typedef int32x4_t i32x4;
-typedef float32x4_t f32x4;
-
-/* Digits of plane j as signed bytes; `rest` is the byte minus 128 and then its remainder from plane to plane. */
-INLINE int8x16_t plane_digits(uint32_t layout, uint8x16_t bytes, int j, int8x16_t *rest) {
-    if (layout == OB_LAYOUT_BINARY_T16) return vreinterpretq_s8_u8(vtstq_u8(bytes, vdupq_n_u8((uint8_t)(1 << j))));
-    if (layout == OB_LAYOUT_TERNARY_T16) {
-        uint8x16_t down = j == 1 ? vshrq_n_u8(bytes, 2) : j == 2 ? vshrq_n_u8(bytes, 4) : j == 3 ? vshrq_n_u8(bytes, 6) : bytes;
-        return vreinterpretq_s8_u8(j == 3 ? down : vandq_u8(down, vdupq_n_u8(3)));
-    }
-    int8x16_t s = *rest;
-    uint8x16_t above = vcgtq_s8(s, vdupq_n_s8(42)), below = vcgtq_s8(vdupq_n_s8(-42), s);
-    *rest = vmulq_s8(s, vdupq_n_s8(3));
-    return vreinterpretq_s8_u8(vsubq_u8(below, above));
+INLINE size_t group_bytes(uint32_t layout, uint32_t tiles) {
+    (void)layout;
+    return (size_t)tiles * OB_TILE_BYTES;
 }
+
+#include "ob_t16_digits_neon.h"
 
 #define PLANE(j, vector, lane)                                                                        \
     do {                                                                                              \
@@ -120,14 +108,45 @@ INLINE void dot_base3(const uint8_t *data, uint32_t tiles, const uint8_t *x, i32
     }
 }
 
-INLINE int32x4_t codes_dot(uint32_t layout, int32x4_t acc, int32_t input_sum) {
-    if (layout == OB_LAYOUT_TERNARY5_T16) return acc;
-    if (layout == OB_LAYOUT_BINARY_T16) acc = vnegq_s32(vaddq_s32(acc, acc));
-    return vsubq_s32(acc, vdupq_n_s32(input_sum));
+INLINE void dot_tiles(uint32_t layout, const uint8_t *data, uint32_t tiles, const uint8_t *x, size_t x_stride, int tokens,
+                      int quarters, i32x4 acc[MAX_TOKENS][MAX_QUARTERS]) {
+    if (tokens > 1 || layout == OB_LAYOUT_BINARY_T16)
+        dot_planes(layout, data, tiles, x, x_stride, tokens, quarters, acc);
+    else if (layout == OB_LAYOUT_TERNARY_T16)
+        dot_ternary_in_place(data, tiles, x, acc[0]);
+    else
+        dot_base3(data, tiles, x, acc[0]);
 }
 
-INLINE f32x4 load_halves(const uint8_t *bytes) {
-    float16x4_t halves;
-    memcpy(&halves, bytes, 8);
-    return vcvt_f32_f16(halves);
+#include "ob_linear_t16_i8_quarters.h"
+
+INLINE void linear(uint32_t layout, const ob_weights *w, const ob_inputs *in, uint32_t row_begin, uint32_t row_end, float *y,
+                   size_t y_stride) {
+    const size_t stride = in->codes_stride;
+    for (uint32_t row = row_begin; row < row_end; row += OB_BLOCK_ROWS) {
+        const uint8_t *data = w->data + (uint64_t)(row / OB_BLOCK_ROWS) * w->tiles_block * OB_TILE_BYTES;
+        const uint8_t *x = (const uint8_t *)in->codes_TK;
+        uint32_t t = 0, n = in->num_tokens;
+        for (; t + 8 <= n; t += 8) block_tokens(layout, w, data, in, x + t * stride, stride, row, 2, t, 8, y, y_stride);
+        for (; t + 4 <= n; t += 4) block_tokens(layout, w, data, in, x + t * stride, stride, row, 4, t, 4, y, y_stride);
+        for (; t < n; t++) block_tokens(layout, w, data, in, x + t * stride, stride, row, 4, t, 1, y, y_stride);
+    }
+}
+
+TARGET void NAME(binary)(const ob_weights *w, const ob_inputs *in, uint32_t row_begin, uint32_t row_end, float *y_TO,
+                         size_t y_stride, uint8_t *work) {
+    (void)work;
+    linear(OB_LAYOUT_BINARY_T16, w, in, row_begin, row_end, y_TO, y_stride);
+}
+
+TARGET void NAME(ternary)(const ob_weights *w, const ob_inputs *in, uint32_t row_begin, uint32_t row_end, float *y_TO,
+                         size_t y_stride, uint8_t *work) {
+    (void)work;
+    linear(OB_LAYOUT_TERNARY_T16, w, in, row_begin, row_end, y_TO, y_stride);
+}
+
+TARGET void NAME(ternary5)(const ob_weights *w, const ob_inputs *in, uint32_t row_begin, uint32_t row_end, float *y_TO,
+                         size_t y_stride, uint8_t *work) {
+    (void)work;
+    linear(OB_LAYOUT_TERNARY5_T16, w, in, row_begin, row_end, y_TO, y_stride);
 }

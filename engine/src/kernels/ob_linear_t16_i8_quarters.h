@@ -1,6 +1,7 @@
 /* Body of the tiled linear layers on 128-bit registers (NEON, WebAssembly): a tile's 64 bytes are four quarters of four
  * rows. The file that includes this defines TARGET, INLINE, UNROLL, the vector types i32x4 and f32x4, and
  *   MAX_TOKENS, MAX_QUARTERS                      what a call of dot_tiles takes at most
+ *   QUARTER_BYTES, group_bytes(layout, tiles)     from a quarter to the next, and all of a group, as dot_tiles reads them
  *   x_tile_bytes(layout)                          bytes of a tile's inputs, as dot_tiles reads them
  *   dot_tiles(layout, data, tiles, x, x_stride, tokens, quarters, acc)
  *                                                 acc[t][q] = four rows' dot products over `tiles` tiles
@@ -26,10 +27,9 @@ INLINE f32x4 row_scales(const ob_weights *w, uint32_t row) {
 }
 
 /* `quarters` quarters from row `row` on (a multiple of 4) for `tokens` tokens from `first` on; x is the first's. */
-INLINE void quarter_tokens(uint32_t layout, const ob_weights *w, const ob_inputs *in, const uint8_t *x, size_t x_stride,
-                           uint32_t row, int quarters, uint32_t first, int tokens, float *y, size_t y_stride) {
+INLINE void quarter_tokens(uint32_t layout, const ob_weights *w, const uint8_t *data, const ob_inputs *in, const uint8_t *x,
+                           size_t x_stride, uint32_t row, int quarters, uint32_t first, int tokens, float *y, size_t y_stride) {
     const uint32_t block = row / OB_BLOCK_ROWS, inside = row % OB_BLOCK_ROWS;
-    const uint8_t *data = w->data + (uint64_t)block * w->tiles_block * OB_TILE_BYTES + 4 * inside;
     const int32_t *sums = in->sums_TG + (size_t)first * w->num_groups;
     i32x4 acc[MAX_TOKENS][MAX_QUARTERS];
     if (w->granularity != OB_GRANULARITY_GROUP) {
@@ -57,7 +57,7 @@ INLINE void quarter_tokens(uint32_t layout, const ob_weights *w, const ob_inputs
                 total[t][q] += __builtin_convertvector(dot, f32x4) * scale;
             }
         }
-        data += (size_t)tiles * OB_TILE_BYTES;
+        data += group_bytes(layout, tiles);
         x += (size_t)tiles * x_tile_bytes(layout);
     }
     for (int t = 0; t < tokens; t++)
@@ -65,9 +65,11 @@ INLINE void quarter_tokens(uint32_t layout, const ob_weights *w, const ob_inputs
             store_rows(w, row + 4 * (uint32_t)q, total[t][q] * in->scale_T[first + t], y + (first + t) * y_stride);
 }
 
-/* All 16 rows of a block; rows beyond the last are computed (the file has them) and not stored. */
-INLINE void block_tokens(uint32_t layout, const ob_weights *w, const ob_inputs *in, const uint8_t *x, size_t x_stride,
-                         uint32_t row, int quarters, uint32_t first, int tokens, float *y, size_t y_stride) {
-    for (uint32_t r = row; r < row + OB_BLOCK_ROWS && r < w->rows; r += 4 * (uint32_t)quarters)
-        quarter_tokens(layout, w, in, x, x_stride, r, quarters, first, tokens, y, y_stride);
+/* All 16 rows of a block, whose weights are at `data`; rows beyond the last are computed and not stored. */
+INLINE void block_tokens(uint32_t layout, const ob_weights *w, const uint8_t *data, const ob_inputs *in, const uint8_t *x,
+                         size_t x_stride, uint32_t row, int quarters, uint32_t first, int tokens, float *y, size_t y_stride) {
+    for (uint32_t r = row; r < row + OB_BLOCK_ROWS && r < w->rows; r += 4 * (uint32_t)quarters) {
+        const uint8_t *from = data + (r - row) / 4 * QUARTER_BYTES;
+        quarter_tokens(layout, w, from, in, x, x_stride, r, quarters, first, tokens, y, y_stride);
+    }
 }

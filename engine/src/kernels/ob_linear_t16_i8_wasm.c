@@ -18,7 +18,7 @@
 #define INLINE OB_INLINE
 #define UNROLL _Pragma("GCC unroll 8")
 
-enum { MAX_TOKENS = 4, MAX_QUARTERS = 4, RUN_TILES = 1024 };
+enum { MAX_TOKENS = 4, MAX_QUARTERS = 4, QUARTER_BYTES = 16, RUN_TILES = 1024 };
 
 typedef int32_t i32x4 __attribute__((vector_size(16)));
 typedef float f32x4 __attribute__((vector_size(16)));
@@ -28,6 +28,11 @@ typedef float f32x4 __attribute__((vector_size(16)));
 INLINE int num_words(uint32_t layout) { return layout == OB_LAYOUT_TERNARY_T16 ? 8 : layout == OB_LAYOUT_BINARY_T16 ? 16 : 12; }
 
 INLINE uint32_t x_tile_bytes(uint32_t layout) { return 4 * (uint32_t)num_words(layout); }
+
+INLINE size_t group_bytes(uint32_t layout, uint32_t tiles) {
+    (void)layout;
+    return (size_t)tiles * OB_TILE_BYTES;
+}
 
 /* z(j) of base 3 for byte b of each plane. */
 INLINE int16_t base3_input(const int8_t *x, int j, int b) {
@@ -128,10 +133,10 @@ INLINE void linear(uint32_t layout, const ob_weights *w, const ob_inputs *in, ui
             prepare_tiles(layout, in->codes_TK + t * in->codes_stride, w->tiles_block, w->tile,
                           (int16_t *)(void *)(work + (t - first) * stride));
         for (uint32_t row = row_begin; row < row_end; row += OB_BLOCK_ROWS) {
-            const uint8_t *x = work;
+            const uint8_t *data = w->data + (uint64_t)(row / OB_BLOCK_ROWS) * w->tiles_block * OB_TILE_BYTES, *x = work;
             uint32_t t = first;
-            for (; t + 4 <= end; t += 4, x += 4 * stride) block_tokens(layout, w, in, x, stride, row, 2, t, 4, y, y_stride);
-            for (; t < end; t++, x += stride) block_tokens(layout, w, in, x, stride, row, 4, t, 1, y, y_stride);
+            for (; t + 4 <= end; t += 4, x += 4 * stride) block_tokens(layout, w, data, in, x, stride, row, 2, t, 4, y, y_stride);
+            for (; t < end; t++, x += stride) block_tokens(layout, w, data, in, x, stride, row, 4, t, 1, y, y_stride);
         }
     }
 }
