@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--output-dir", type=Path, default=Path("runs/pair"))
     parser.add_argument("--target-minutes", type=float, default=40.0)
     parser.add_argument("--draft-minutes", type=float, default=10.0)
-    parser.add_argument("--pool-windows", type=int, default=1536)
+    parser.add_argument("--pool-windows", type=int, default=1024)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -191,7 +191,7 @@ def label(folder: Path, target: OneBitForCausalLM, text: Text, count: int) -> Po
 
 
 def continuations(
-    target: OneBitForCausalLM, text: Text, count: int, choose: torch.Generator, greedy: bool, batch: int = 64
+    target: OneBitForCausalLM, text: Text, count: int, choose: torch.Generator, greedy: bool, batch: int = 256
 ) -> Tensor:
     """Windows that the target wrote itself after the first quarter, which is training text, [count, WINDOW]."""
     rows = []

@@ -23,6 +23,53 @@ static double now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
+/* The vocabularies must be one: as many tokens, each the same bytes. */
+static const char *check_draft(const runner *r) {
+    ob_description theirs;
+    ob_tokenizer tokenizer;
+    ob_error error;
+    uint64_t bytes;
+    const void *section = ob_model_section(r->draft_model, "TOKBIN", &bytes);
+    ob_model_describe(r->draft_model, &theirs);
+    if (theirs.vocab_size != r->description.vocab_size) {
+        snprintf(problem, sizeof problem, "the draft has %u tokens, the model %u: a draft must have the model's tokenizer",
+                 theirs.vocab_size, r->description.vocab_size);
+        return problem;
+    }
+    if (!section) return NULL;
+    if (ob_tokenizer_open(&tokenizer, section, (size_t)bytes, &error)) return explain(&error);
+    for (uint32_t i = 0; i < theirs.vocab_size; i++) {
+        size_t ours_bytes, their_bytes;
+        const char *ours = ob_tokenizer_token(&r->tokenizer, i, 0, &ours_bytes);
+        const char *their = ob_tokenizer_token(&tokenizer, i, 0, &their_bytes);
+        if (ours_bytes != their_bytes || (ours_bytes && memcmp(ours, their, ours_bytes)))
+            return "the draft's tokenizer is another one: a draft must have the model's tokenizer";
+    }
+    return NULL;
+}
+
+static const char *open_speculation(runner *r, const options *o) {
+    ob_error error;
+    ob_speculation_options settings = {o->speculate_tokens, (uint32_t)o->lookup, 0, 0, ob_seconds, o->sampling};
+    size_t bytes;
+    settings.repetition_window = o->sampling.repetition_penalty != 1.0f ? REPETITION_WINDOW : 0;
+    if (o->draft) {
+        ob_model_options model_options = {o->isa, (uint32_t)o->no_verify, o->num_threads, 0};
+        ob_session_options session_options;
+        memset(&session_options, 0, sizeof session_options);
+        session_options.num_threads = o->num_threads;
+        if (ob_load(o->draft, &model_options, &r->draft_model, &error)) return explain(&error);
+        const char *wrong = check_draft(r);
+        if (wrong) return wrong;
+        if (ob_session_create(r->draft_model, &session_options, &r->draft, &error)) return explain(&error);
+    }
+    if (ob_speculation_arena_bytes(&settings, r->session, r->draft, &bytes, &error)) return explain(&error);
+    if (!(r->speculation_arena = malloc(bytes))) return "out of memory";
+    if (ob_speculation_init(&settings, r->session, r->draft, r->speculation_arena, bytes, &r->speculation, &error))
+        return explain(&error);
+    return NULL;
+}
+
 const char *runner_open(runner *r, const options *o) {
     ob_error error;
     ob_model_options model_options = {o->isa, (uint32_t)o->no_verify, o->num_threads, 0};
@@ -47,13 +94,17 @@ const char *runner_open(runner *r, const options *o) {
     r->tokens = malloc(((size_t)ob_session_max_positions(r->session) + 1) * sizeof(uint32_t));
     if (!r->logits || !r->sampler_arena || !r->tokens) return "out of memory";
     for (uint32_t i = 0; i < o->num_stops; i++) r->stops[r->num_stops++] = o->stops[i];
-    return NULL;
+    if (o->keep != UINT32_MAX && o->keep + 2 > ob_session_max_positions(r->session)) return "--context-shift keeps too much";
+    return o->draft || o->lookup ? open_speculation(r, o) : NULL;
 }
 
 void runner_close(runner *r) {
     free(r->logits);
     free(r->sampler_arena);
     free(r->tokens);
+    free(r->speculation_arena);
+    if (r->draft) ob_session_free(r->draft);
+    if (r->draft_model) ob_unload(r->draft_model);
     if (r->session) ob_session_free(r->session);
     if (r->model) ob_unload(r->model);
     memset(r, 0, sizeof *r);
@@ -61,6 +112,7 @@ void runner_close(runner *r) {
 
 void runner_forget(runner *r) {
     ob_session_truncate(r->session, 0, NULL);
+    if (r->draft) ob_session_truncate(r->draft, 0, NULL);
     r->num_tokens = 0;
 }
 
@@ -138,20 +190,76 @@ static void show(pending *p, size_t bytes) {
     memmove(p->text, p->text + bytes, p->bytes);
 }
 
+/* Drops the older half of what is not kept; models that cannot be shifted read the rest again. */
+static const char *make_room(runner *r) {
+    ob_error error;
+    uint32_t keep = r->options->keep, discard = (r->num_tokens - keep) / 2, rest = r->num_tokens - keep - discard;
+    if (r->draft) {
+        uint32_t held = ob_session_position(r->draft);
+        if (held <= keep + discard || ob_sequence_shift(r->draft, 0, keep, discard, NULL))
+            ob_session_truncate(r->draft, held < keep ? held : keep, NULL);
+    }
+    ob_status status = ob_sequence_shift(r->session, 0, keep, discard, &error);
+    memmove(r->tokens + keep, r->tokens + keep + discard, rest * sizeof *r->tokens);
+    r->num_tokens = keep + rest;
+    if (status != OB_ERROR_UNSUPPORTED) return status ? explain(&error) : NULL;
+    if (ob_session_truncate(r->session, keep, &error) ||
+        ob_forward(r->session, r->tokens + keep, rest, OB_LOGITS_NONE, NULL, &error))
+        return explain(&error);
+    return NULL;
+}
+
+static const char *sample(runner *r, uint32_t *token) {
+    ob_error error;
+    uint32_t recent = r->num_tokens < REPETITION_WINDOW ? r->num_tokens : REPETITION_WINDOW;
+    if (ob_sample(&r->sampler, r->logits, r->description.vocab_size, r->tokens + r->num_tokens - recent, recent,
+                  r->sampler_arena, ob_sampler_arena_bytes(r->description.vocab_size), token, &error))
+        return explain(&error);
+    return NULL;
+}
+
+/* The token after `*token`, of which at most `most` are wanted (0: no limit); *full where the context ends. */
+static const char *next(runner *r, uint32_t most, uint32_t *token, int *full) {
+    ob_error error;
+    const char *wrong;
+    if (r->num_ready) {
+        *token = r->ready[--r->num_ready];
+        return NULL;
+    }
+    if (ob_session_position(r->session) >= ob_session_max_positions(r->session)) {
+        *full = r->options->keep == UINT32_MAX;
+        if (*full) return NULL;
+        if ((wrong = make_room(r))) return wrong;
+    }
+    if (!r->speculation) return (wrong = forward(r, token, 1)) ? wrong : sample(r, token);
+    uint32_t new_tokens[OB_MAX_PROPOSED + 1], count;
+    r->tokens[r->num_tokens] = *token;
+    if (ob_speculation_step(r->speculation, &r->sampler, r->tokens, r->num_tokens + 1, most ? most : UINT32_MAX, new_tokens,
+                            &count, &error))
+        return explain(&error);
+    memcpy(r->tokens + r->num_tokens + 1, new_tokens, (count - 1) * sizeof *new_tokens);
+    r->num_tokens += count;
+    while (count > 1) r->ready[r->num_ready++] = new_tokens[--count];
+    *token = new_tokens[0];
+    return NULL;
+}
+
+/* Forgets what was chosen beyond the end of an answer. */
+static void drop_ready(runner *r) {
+    if (!r->num_ready) return;
+    r->num_tokens -= r->num_ready;
+    r->num_ready = 0;
+    ob_session_truncate(r->session, r->num_tokens, NULL);
+    if (r->draft && ob_session_position(r->draft) > r->num_tokens) ob_session_truncate(r->draft, r->num_tokens, NULL);
+}
+
 const char *runner_answer(runner *r) {
     pending p = {NULL, 0, 0};
-    ob_error error;
-    const char *wrong = NULL;
     uint32_t most = r->options->max_new_tokens, token;
-    int stopped = 0;
+    int stopped = 0, full = 0;
     double start = now();
-    for (uint32_t n = 0; (most == 0 || n < most) && !interrupted && !stopped; n++) {
-        uint32_t recent = r->num_tokens < REPETITION_WINDOW ? r->num_tokens : REPETITION_WINDOW;
-        if (ob_sample(&r->sampler, r->logits, r->description.vocab_size, r->tokens + r->num_tokens - recent, recent,
-                      r->sampler_arena, ob_sampler_arena_bytes(r->description.vocab_size), &token, &error)) {
-            wrong = explain(&error);
-            break;
-        }
+    const char *wrong = sample(r, &token);
+    for (uint32_t n = 1; !wrong; n++) {
         if (token == r->description.eos_token || token == r->stop_token) break;
         r->new_tokens++;
         if (!ob_tokenizer_is_special(&r->tokenizer, token)) {
@@ -162,13 +270,14 @@ const char *runner_answer(runner *r) {
             if (end < p.bytes) { p.bytes = end; stopped = 1; }
             else show(&p, ob_utf8_complete(p.text, safe));
         }
-        if (n + 1 == most) break;
-        if (ob_session_position(r->session) >= ob_session_max_positions(r->session)) {
+        if (n == most || interrupted || stopped) break;
+        wrong = next(r, most ? most - n : 0, &token, &full);
+        if (full) {
             fprintf(stderr, "\nnote: the context of %u tokens is full\n", ob_session_max_positions(r->session));
             break;
         }
-        if ((wrong = forward(r, &token, 1))) break;
     }
+    drop_ready(r);
     if (p.bytes) show(&p, p.bytes);
     r->answer_seconds += now() - start;
     free(p.text);

@@ -10,6 +10,10 @@ typedef struct runner {
     const options *options;
     ob_model *model;
     ob_session *session;
+    ob_model *draft_model; /* NULL without --draft, as the next */
+    ob_session *draft;
+    ob_speculation *speculation; /* NULL without --draft and --lookup */
+    void *speculation_arena;
     ob_tokenizer tokenizer;
     ob_description description;
     ob_sampler sampler;
@@ -20,6 +24,7 @@ typedef struct runner {
     uint32_t num_stops;   /* texts that end an answer: the user's and, in a chat, the end of a turn */
     const char *stops[MAX_STOPS + 1];
     uint32_t stop_token;  /* in a chat: the token that ends a turn; else NO_TOKEN */
+    uint32_t ready[OB_MAX_PROPOSED + 1], num_ready; /* chosen in one pass and not shown yet, the next one last */
     uint64_t prompt_tokens, new_tokens;
     double prompt_seconds, answer_seconds;
 } runner;

@@ -69,6 +69,12 @@ static void print_stats(const runner *r) {
             r->prompt_seconds > 0 ? (double)r->prompt_tokens / r->prompt_seconds : 0.0,
             (unsigned long long)r->new_tokens, r->answer_seconds,
             r->answer_seconds > 0 ? (double)r->new_tokens / r->answer_seconds : 0.0);
+    if (!r->speculation) return;
+    ob_speculation_counts c;
+    ob_speculation_count(r->speculation, &c);
+    fprintf(stderr, "%llu passes; %llu of %llu proposed tokens accepted; %llu passes of the draft\n",
+            (unsigned long long)c.steps, (unsigned long long)c.accepted, (unsigned long long)c.proposed,
+            (unsigned long long)c.drafted);
 }
 
 int main(int argc, char **argv) {

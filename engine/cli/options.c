@@ -22,6 +22,10 @@ const char options_help[] =
     "      --seed N              same seed, same text (default: the clock)\n"
     "      --threads N           (default: one a processor)\n"
     "      --isa NAME            scalar, avx2, avx512, neon... or auto (default)\n"
+    "      --draft FILE          a smaller model of the same tokenizer proposes tokens; the text stays the model's\n"
+    "      --lookup              propose what followed earlier in the text (edits, quotations); same text\n"
+    "      --speculate-tokens K  propose at most K tokens at once, 1 to 31 (default 15)\n"
+    "      --context-shift N     when the context is full, keep its first N tokens and the newer half of the others\n"
     "      --no-verify           do not check the weights' CRC\n"
     "      --info                show what is in the file and which kernels would run\n"
     "      --stats               speeds to stderr at the end\n"
@@ -65,6 +69,7 @@ static int is_option(const char *given, const char *name) {
 static const char *read_flag(options *o, const char *name, int *known) {
     *known = 1;
     if (is_option(name, "--chat")) o->chat = 1;
+    else if (is_option(name, "--lookup")) o->lookup = 1;
     else if (is_option(name, "--no-verify")) o->no_verify = 1;
     else if (is_option(name, "--info")) o->info = 1;
     else if (is_option(name, "--stats")) o->stats = 1;
@@ -96,6 +101,14 @@ static const char *read_value(options *o, const char *name, const char *value) {
     else if (is_option(name, "--threads")) {
         wrong = read_count(name, value, 1024, &n);
         o->num_threads = (uint32_t)n;
+    } else if (is_option(name, "--draft")) o->draft = value;
+    else if (is_option(name, "--speculate-tokens")) {
+        wrong = read_count(name, value, OB_MAX_PROPOSED, &n);
+        if (!wrong && !n) return complain(name, value, "1 to 31");
+        o->speculate_tokens = (uint32_t)n;
+    } else if (is_option(name, "--context-shift")) {
+        wrong = read_count(name, value, UINT32_MAX - 1, &n);
+        o->keep = (uint32_t)n;
     } else if (is_option(name, "--isa")) {
         o->isa = ob_isa_from_name(value);
         if (o->isa >= OB_NUM_ISAS) return complain(name, value, "scalar, avx2, avx512 or auto");
@@ -106,6 +119,7 @@ static const char *read_value(options *o, const char *name, const char *value) {
 const char *options_parse(options *o, int argc, char **argv) {
     memset(o, 0, sizeof *o);
     o->max_new_tokens = 200;
+    o->keep = UINT32_MAX;
     o->sampling.temperature = 0.7f; /* the defaults of `onebit generate` */
     o->sampling.top_k = 40;
     o->sampling.top_p = 0.9f;

@@ -280,3 +280,13 @@ def _folder_with_config(tmp_path: Path) -> Path:
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     return folder
+
+
+@pytest.mark.parametrize("flags", [["--lookup"], ["--draft"], ["--lookup", "--draft", "--speculate-tokens", "2"]])
+def test_speculation_changes_no_greedy_text(model_file: Path, capsys: Capture, flags: list[str]) -> None:
+    flags = [part for flag in flags for part in ([flag, str(model_file)] if flag == "--draft" else [flag])]
+    plain = generate(capsys, model_file, "--temperature", 0)
+    assert generate(capsys, model_file, "--temperature", 0, *flags) == plain
+    record = json.loads(generate(capsys, model_file, "--temperature", 0, "--json", *flags))
+    assert record["stats"]["passes"] + record["stats"]["accepted"] == record["stats"]["new_tokens"] - 1
+    assert 0 <= record["stats"]["acceptance"] <= 1

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 
 import onebit
 from onebit.engine import Model, Sampler, Speculation
@@ -20,6 +22,7 @@ from onebit.formats import onebit_file
 from onebit.formats.random_model import random_description, random_file
 
 TINY = Path(onebit.__file__).parent / "tiny" / "tiny.1bit"
+TINY_TOKENIZER = Tokenizer(BPE({chr(ord("a") + token): token for token in range(20)}, []))
 CODE = "def add(self, name, value):\n    self.items[name] = value\n\ndef add(self, name, value):\n    self."
 SAMPLING: list[dict[str, Any]] = [
     {"temperature": 1.0},
@@ -34,10 +37,10 @@ def random_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Mode
     """``random_model(vocab_size=..., seed=...)``: small, without end token or tokenizer."""
     folder = tmp_path_factory.mktemp("models")
 
-    def make(seed: int = 0, vocab_size: int = 8, **fields: Any) -> Model:
+    def make(seed: int = 0, vocab_size: int = 8, tokenizer: str | None = None, **fields: Any) -> Model:
         path = folder / f"{len(list(folder.iterdir()))}.1bit"
         description = random_description(vocab_size=vocab_size, bos=None, eos=None, **fields)
-        onebit_file.write(path, random_file(description, seed=seed))
+        onebit_file.write(path, random_file(description, seed=seed, tokenizer_json=tokenizer))
         return Model(path, threads=1)
 
     return make
@@ -265,6 +268,24 @@ def test_the_context_ends_where_it_does_without(random_model: Callable[..., Mode
     assert ids == plain
     with pytest.raises(EngineError, match="full"):
         speculation.step(ids[-1], 1)
+
+
+@pytest.mark.parametrize("position", ["rope", "learned"])
+def test_a_full_context_shifts(random_model: Callable[..., Model], position: str) -> None:
+    tokenizer = TINY_TOKENIZER.to_str()
+    model = random_model(seed=7, vocab_size=20, max_seq_len=16, position=position, tokenizer=tokenizer)
+    draft = random_model(seed=8, vocab_size=20, max_seq_len=12, position=position, tokenizer=tokenizer)
+    runs = []
+    for options in ({}, {"lookup": True}, {"draft": draft}):
+        generation = model.generate([1, 2, 3], max_new_tokens=60, context_shift=2, **options)
+        list(generation)
+        assert generation.stats.stopped_by == "length"
+        runs.append(generation.ids)
+    assert len(runs[0]) == 60
+    assert runs[1] == runs[0]
+    assert runs[2] == runs[0]
+    with pytest.raises(EngineError, match="context_shift must keep 0 to 14"):
+        model.generate([1], context_shift=15, session=model.session())
 
 
 def test_a_drafts_conversation_goes_on(tiny: Model) -> None:

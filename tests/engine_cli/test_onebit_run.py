@@ -179,3 +179,36 @@ def test_bad_models_and_prompts_are_refused(run: Run, make_model: MakeModel, tmp
     assert_refused(run(path, "-p", "x " * 100), "the model's 64")
     onebit_file.write(bad, random_file())
     assert_refused(run(bad, "-p", "x"), "no tokenizer")
+
+
+@pytest.mark.parametrize("flags", [["--lookup"], ["--draft"], ["--lookup", "--draft", "--speculate-tokens", 3]])
+def test_speculation_changes_no_text(run: Run, make_model: MakeModel, flags: list[object]) -> None:
+    path = make_model(chat=False)
+    flags = [part for flag in flags for part in ([flag, path] if flag == "--draft" else [flag])]
+    prompt = "in the end in the"
+    plain = run(path, "-p", prompt, "-n", 60, "--stop", "e", *GREEDY)
+    done = run(path, "-p", prompt, "-n", 60, "--stop", "e", "--stats", *GREEDY, *flags)
+    assert (done.returncode, done.stdout) == (0, plain.stdout), done.stderr
+    assert "proposed tokens accepted" in done.stderr
+    sampled = ("-p", prompt, "-n", 60, "--seed", 3)
+    if "--draft" not in flags:
+        assert run(path, *sampled, *flags).stdout == run(path, *sampled).stdout
+
+
+def test_a_full_context_shifts(run: Run, make_model: MakeModel) -> None:
+    path = make_model(chat=False)
+    room = Model(path).description.max_seq_len
+    whole = run(path, "-p", "in the", "-n", room + 20, "--stats", *GREEDY, "--context-shift", 2)
+    assert whole.returncode == 0, whole.stderr
+    assert "is full" not in whole.stderr
+    assert run(path, "-p", "in the", "-n", room + 20, *GREEDY, "--context-shift", 2, "--lookup").stdout == whole.stdout
+    assert "keeps too much" in run(path, "-p", "x", "--context-shift", room).stderr
+
+
+def test_speculation_is_refused_in_words(run: Run, make_model: MakeModel, tmp_path: Path) -> None:
+    path = make_model(chat=False)
+    assert "1 to 31" in run(path, "-p", "x", "--lookup", "--speculate-tokens", 0).stderr
+    other = tmp_path / "other.1bit"
+    onebit_file.write(other, random_file())
+    assert "the model's tokenizer" in run(path, "-p", "x", "--draft", other).stderr
+    assert run(path, "-p", "x", "--draft", tmp_path / "none.1bit").returncode == 2

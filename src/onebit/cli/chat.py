@@ -11,12 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from onebit.cli.sampling import (
+    ContextShift,
+    Draft,
     Isa,
+    Lookup,
     MaxNewTokens,
     MinP,
     ModelDir,
     RepetitionPenalty,
     Seed,
+    SpeculateTokens,
     Stop,
     Temperature,
     Threads,
@@ -58,6 +62,10 @@ def chat(
     stop: Stop = None,
     threads: Threads = None,
     isa: Isa = None,
+    draft: Draft = None,
+    lookup: Lookup = False,
+    speculate_tokens: SpeculateTokens = None,
+    context_shift: ContextShift = None,
 ) -> None:
     """Talk to a model.
 
@@ -73,6 +81,7 @@ def chat(
     path = resolve_model(model_dir or model)
     loaded = Model(path, threads=threads, isa=isa)
     session = loaded.session()  # keeps what the next prompt shares with the last one
+    drafting = Model(resolve_model(draft), threads=threads, isa=isa).session() if draft else None
     draws = secrets.randbits(32) if seed is None else seed
 
     def answer(ids: list[int], turn: int) -> Iterator[str]:
@@ -87,6 +96,10 @@ def chat(
             seed=draws + turn,
             stop=stop or [],
             session=session,
+            draft=drafting,
+            lookup=lookup,
+            speculate_tokens=speculate_tokens,
+            context_shift=context_shift,
         )
 
     conversation = _conversation(loaded, system, max_new_tokens)

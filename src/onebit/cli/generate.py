@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from onebit.cli.sampling import (
+    ContextShift,
+    Draft,
     Isa,
+    Lookup,
     MaxNewTokens,
     MinP,
     ModelDir,
     RepetitionPenalty,
     Seed,
+    SpeculateTokens,
     Stop,
     Temperature,
     Threads,
@@ -50,6 +54,10 @@ def generate(
     stop: Stop = None,
     threads: Threads = None,
     isa: Isa = None,
+    draft: Draft = None,
+    lookup: Lookup = False,
+    speculate_tokens: SpeculateTokens = None,
+    context_shift: ContextShift = None,
     json: Annotated[
         bool, typer.Option("--json", help="Print prompt, text and figures as JSON, nothing before.")
     ] = False,
@@ -78,7 +86,15 @@ def generate(
         "repetition_penalty": repetition_penalty,
         "seed": seed,
     }
-    pieces = loaded.generate(text, stop=stop or [], **sampling)
+    pieces = loaded.generate(
+        text,
+        stop=stop or [],
+        draft=Model(resolve_model(draft), threads=threads, isa=isa) if draft else None,
+        lookup=lookup,
+        speculate_tokens=speculate_tokens,
+        context_shift=context_shift,
+        **sampling,
+    )
     if json:
         _print_json(path, text, "".join(pieces), sampling, pieces.stats)
         return
@@ -94,6 +110,12 @@ def generate(
             f"ended by {figures.stopped_by}, seed {seed}",
             err=True,
         )
+        if figures.passes:
+            typer.echo(
+                f"{figures.passes} passes; {figures.accepted} of {figures.proposed} proposed tokens accepted, "
+                f"{figures.drafted} passes of the draft",
+                err=True,
+            )
 
 
 def _model_and_prompt(model: str | None, prompt: str | None, model_dir: Path | None) -> tuple[str | None, str | None]:
@@ -112,6 +134,7 @@ def _print_json(path: Path, prompt: str, text: str, sampling: dict[str, Any], st
     from json import dumps
 
     figures = {**asdict(stats), "prefill_speed": stats.prefill_speed, "decode_speed": stats.decode_speed}
+    figures["acceptance"] = stats.acceptance
     record = {"model": str(path), "prompt": prompt, "text": text, "sampling": sampling, "stats": figures}
     typer.echo(dumps(record, indent=2, ensure_ascii=False))
 

@@ -8,12 +8,16 @@ from typing import Annotated, TypeAlias
 import typer
 
 __all__ = [
+    "ContextShift",
+    "Draft",
     "Isa",
+    "Lookup",
     "MaxNewTokens",
     "MinP",
     "ModelDir",
     "RepetitionPenalty",
     "Seed",
+    "SpeculateTokens",
     "Stop",
     "Temperature",
     "Threads",
@@ -81,3 +85,39 @@ Isa: TypeAlias = Annotated[
     typer.Option("--isa", help="Kernels to use (scalar, avx2, ...); the best when not given.", rich_help_panel=_ENGINE),
 ]
 ModelDir: TypeAlias = Annotated[Path | None, typer.Option("--model-dir", help="The same as MODEL, under its old name.")]
+Draft: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--draft",
+        help="A smaller model of the same tokenizer that proposes tokens; the text stays what MODEL would write.",
+        rich_help_panel=_ENGINE,
+    ),
+]
+Lookup: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--lookup",
+        help="Propose what followed earlier in the text: for edits and quotations. The text stays the same.",
+        rich_help_panel=_ENGINE,
+    ),
+]
+SpeculateTokens: TypeAlias = Annotated[
+    int | None,
+    typer.Option(
+        "--speculate-tokens",
+        min=1,
+        max=31,
+        help="Propose at most this many tokens at once [default: 15].",
+        rich_help_panel=_ENGINE,
+    ),
+]
+ContextShift: TypeAlias = Annotated[
+    int | None,
+    typer.Option(
+        "--context-shift",
+        metavar="N",
+        min=0,
+        help="When the context is full, keep its first N tokens and the newer half of the rest, and go on.",
+        rich_help_panel=_ENGINE,
+    ),
+]

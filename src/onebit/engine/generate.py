@@ -163,6 +163,7 @@ class Generation(Iterator[str]):
 
     ``lookup`` and ``draft`` (a smaller model of the same tokenizer, or a session on one) propose up to
     ``speculate_tokens`` tokens, which the model then checks in one pass; the text stays what it is without them.
+    ``context_shift`` N: where the context is full, all but its first N tokens lose their older half, and it goes on.
     """
 
     def __init__(
@@ -183,6 +184,7 @@ class Generation(Iterator[str]):
         draft: Model | Session | None = None,
         lookup: bool = False,
         speculate_tokens: int | None = None,
+        context_shift: int | None = None,
     ) -> None:
         if max_new_tokens < 1:
             raise EngineError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
@@ -197,6 +199,11 @@ class Generation(Iterator[str]):
         self._sampler = Sampler(temperature, top_k, top_p, min_p, repetition_penalty, seed)
         self._window = repetition_window if repetition_penalty != 1.0 else 0
         self._max_new_tokens = max_new_tokens
+        self._keep = context_shift
+        if context_shift is not None and not 0 <= context_shift < self._session.max_positions - 1:
+            raise EngineError(
+                f"context_shift must keep 0 to {self._session.max_positions - 2} tokens, got {context_shift}"
+            )
         self.stats = Stats(prompt_tokens=len(self._prompt))
         stops = [stop] if isinstance(stop, str) else stop
         self._writer = Writer(tokenizer, model.description.eos, stops, max_new_tokens, self.stats)
@@ -241,7 +248,7 @@ class Generation(Iterator[str]):
             logits = self._read_prompt()
             self.stats.prefill_seconds = time.perf_counter() - begin
             return self._sampler(logits, self._seen())
-        if self._session.position >= self._session.max_positions:
+        if self._session.position >= self._session.max_positions and not self._make_room():
             return None
         if self._speculation is None:
             token = self._sampler(self._session.decode(self.ids[-1]), self._seen())
@@ -259,6 +266,16 @@ class Generation(Iterator[str]):
         """What the repetition penalty sees."""
         return self._session.tokens[-self._window :] if self._window else []
 
+    def _make_room(self) -> bool:
+        """Drop the older half of a full context, if that is wanted."""
+        if self._keep is None:
+            return False
+        discard = max(1, (self._session.position - self._keep) // 2)
+        for session in (self._session, self._draft):
+            if session is not None:
+                _shift(session, self._keep, discard)
+        return True
+
     def _speculate(self, speculation: Speculation) -> int:
         new = speculation.step(self.ids[-1], self._max_new_tokens - self.stats.new_tokens)
         counts = speculation.counts
@@ -273,6 +290,18 @@ class Generation(Iterator[str]):
         if self._ready:
             self._session.truncate(self._session.position - len(self._ready))
             self._ready.clear()
+
+
+def _shift(session: Session, keep: int, discard: int) -> None:
+    """Drop tokens [keep, keep + discard); models that cannot be shifted read the rest again."""
+    rest = session.tokens[keep + discard :]
+    if not rest:
+        session.truncate(min(keep, session.position))
+    elif session.model.description.position == "rope":
+        session.shift(keep, discard)
+    else:
+        session.truncate(keep)
+        session.forward(rest, "none")
 
 
 def _draft_session(model: Model, draft: Model | Session | None, session: Session) -> Session | None:

@@ -163,7 +163,8 @@ class Model:
         Options: max_new_tokens (256), temperature (0: the likeliest token), top_k (0: all), top_p (1: all), min_p (0),
         repetition_penalty (1: off) over the last repetition_window (64) tokens, seed (0), stop (a string or several),
         session (one to go on from); lookup (False) and draft (a smaller model) for more than one token a pass, with at
-        most speculate_tokens proposed at once.
+        most speculate_tokens proposed at once; context_shift (None: stop where the context is full; N: keep the first N
+        tokens and the newer half of the others, and go on).
         """
         from onebit.engine.generate import Generation
 
