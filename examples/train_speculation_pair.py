@@ -8,8 +8,10 @@ it; a low loss matters less. Hence:
 
 - text: the standard library of the Python that runs this (`stdlib`), 3 % of its files held out by their name's hash;
   benchmarks/speculation.py takes its prompts from those alone;
-- every fourth window of the target's text is an edit, as code-editing models are trained on: a piece of code, a line
-  `# edited`, and the piece again with one identifier renamed. It teaches to copy, which prompt look-up needs;
+- every fourth window of the target is an edit, as code-editing models are trained on: a piece of code, a line
+  `# edited`, and the piece again with one identifier renamed. That alone does not teach to copy in so short a time (700
+  steps: the copy is predicted no better than the piece), so in the second half two windows of four are short pieces
+  over and over, of text and of random tokens;
 - target: BitNet's decoder, 8 layers of 512, relu squared without gates and sub-norms (benchmarks/LOG.md says why),
   25,165,824 ternary weights, windows of 256 tokens, Muon, linear decay over the minutes it is given;
 - draft: 2 layers of 320 (2,457,600 ternary weights), the same tokenizer. Few layers, because a draft's time is spent
@@ -26,6 +28,7 @@ Shape suffixes: N tokens of a text, B windows in a batch, T positions of a windo
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import random
 import re
@@ -40,6 +43,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from onebit.data import TextTokenizer, open_split, tokenizer_for
+from onebit.engine import Model
 from onebit.formats.export import from_model
 from onebit.formats.onebit_file import write
 from onebit.models import OneBitConfig, OneBitForCausalLM
@@ -142,9 +146,10 @@ def train_target(folder: Path, text: Text, minutes: float) -> OneBitForCausalLM:
     """The target, from next tokens."""
     choose = torch.Generator().manual_seed(1)
 
-    def loss_of(model: OneBitForCausalLM) -> Tensor:
-        rows_BT = torch.stack([*windows(text.train_N, 3, choose), pick(text.edits_BT, 1, choose)[0]])
-        return next_token_loss(model, rows_BT)
+    def loss_of(model: OneBitForCausalLM, share: float) -> Tensor:
+        rows = [*windows(text.train_N, 1, choose), pick(text.edits_BT, 1, choose)[0]]
+        rows += windows(text.train_N, 2, choose) if share < 0.5 else repeats(text, choose)
+        return next_token_loss(model, torch.stack(rows))
 
     model = make(TARGET, text.tokenizer)
     train(model, loss_of, folder / "target.pt", minutes, 4e-3, lambda: held_out_loss(model, text))
@@ -155,7 +160,7 @@ def train_draft(folder: Path, pool: Pool, text: Text, minutes: float) -> OneBitF
     """The draft, from what the target said about the windows of the pool."""
     choose = torch.Generator().manual_seed(2)
 
-    def loss_of(model: OneBitForCausalLM) -> Tensor:
+    def loss_of(model: OneBitForCausalLM, share: float) -> Tensor:
         rows = torch.randint(len(pool.tokens_BT), (8,), generator=choose)
         logits_BTV = logits(model, pool.tokens_BT[rows].long())
         likely_BTK = logits_BTV.log_softmax(-1).gather(-1, pool.ids_BTK[rows].long())
@@ -168,16 +173,17 @@ def train_draft(folder: Path, pool: Pool, text: Text, minutes: float) -> OneBitF
 
 @torch.no_grad()
 def label(folder: Path, target: OneBitForCausalLM, text: Text, count: int) -> Pool:
-    """A third text, a sixth edits, half the target's own continuations (half of them greedy), all labelled by it."""
+    """A quarter text, a quarter edits, half the target's own continuations (half of them greedy), all labelled by it."""
     file = folder / "cache" / "pool.pt"
     if not file.is_file():
         target.eval()
         choose = torch.Generator().manual_seed(3)
-        rows = [torch.stack(windows(text.train_N, count // 3, choose))[:, :WINDOW]]
-        rows.append(pick(text.edits_BT, count // 6, choose)[:, :WINDOW].clamp_min(0))
-        for greedy in (True, False):
-            rows.append(continuations(target, text, count // 4, choose, greedy))
-            say(f"{count // 4} continuations, {'greedy' if greedy else 'sampled'}")
+        rows = [torch.stack(windows(text.train_N, count // 4, choose))[:, :WINDOW]]
+        rows.append(pick(text.edits_BT, count // 4, choose)[:, :WINDOW].clamp_min(0))
+        model = Model(folder / "target.1bit", threads=1)
+        for temperature in (0.0, 1.0):
+            rows.append(continuations(model, rows[0], rows[1], count // 4, temperature))
+            say(f"{count // 4} continuations at temperature {temperature}")
         tokens_BT = torch.cat(rows)
         ids, logp = [], []
         for part_BT in tokens_BT.split(8):
@@ -190,33 +196,26 @@ def label(folder: Path, target: OneBitForCausalLM, text: Text, count: int) -> Po
     return Pool(tokens_BT=kept["tokens"], ids_BTK=kept["ids"], logp_BTK=kept["logp"])
 
 
-def continuations(
-    target: OneBitForCausalLM, text: Text, count: int, choose: torch.Generator, greedy: bool, batch: int = 256
-) -> Tensor:
-    """Windows that the target wrote itself after the first quarter, which is training text, [count, WINDOW]."""
-    rows = []
-    for start in range(0, count, batch):
-        size = min(batch, count - start)
-        prompts_BT = torch.stack(windows(text.train_N, size, choose))[:, : WINDOW // 4]
-        with torch.autocast("cpu", torch.bfloat16):
-            rows.append(
-                target.generate(
-                    prompts_BT,
-                    attention_mask=torch.ones_like(prompts_BT),
-                    max_new_tokens=WINDOW - WINDOW // 4,
-                    min_new_tokens=WINDOW - WINDOW // 4,
-                    do_sample=not greedy,
-                    top_k=0,
-                    eos_token_id=None,
-                    pad_token_id=0,
-                )
-            )
-    return torch.cat(rows)[:, :WINDOW]
+def continuations(model: Model, text_BT: Tensor, edits_BT: Tensor, count: int, temperature: float) -> Tensor:
+    """What the target writes after the first 64 tokens of texts and 144 of edits, as one stream cut into windows."""
+    stream: list[int] = []
+    for i in itertools.count():
+        if len(stream) >= count * WINDOW:
+            return torch.tensor(stream[: count * WINDOW]).view(count, WINDOW)
+        rows_BT, length = ((text_BT, 64), (edits_BT, 144))[i % 2]
+        prompt = rows_BT[i // 2 % len(rows_BT), :length].tolist()
+        generation = model.generate(
+            prompt, max_new_tokens=WINDOW - length, temperature=temperature, seed=i, lookup=True
+        )
+        for _ in generation:
+            pass
+        stream += prompt + generation.ids
+    raise AssertionError
 
 
 def train(
     model: OneBitForCausalLM,
-    loss_of: Callable[[OneBitForCausalLM], Tensor],
+    loss_of: Callable[[OneBitForCausalLM, float], Tensor],
     checkpoint: Path,
     minutes: float,
     rate: float,
@@ -231,7 +230,7 @@ def train(
         share = spent / (60.0 * minutes)
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / 50, (1.0 - share) / 0.95)
-        loss = loss_of(model)
+        loss = loss_of(model, share)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -292,6 +291,14 @@ def windows(tokens_N: Tensor, count: int, choose: torch.Generator) -> list[Tenso
 
 def pick(rows_BT: Tensor, count: int, choose: torch.Generator) -> Tensor:
     return rows_BT[torch.randint(len(rows_BT), (count,), generator=choose)]
+
+
+def repeats(text: Text, choose: torch.Generator) -> list[Tensor]:
+    """Two windows of a piece of 12 to 63 tokens over and over: of text, and of random tokens."""
+    sizes = torch.randint(12, 64, (2,), generator=choose).tolist()
+    of_text_N = windows(text.train_N, 1, choose)[0][: sizes[0]]
+    of_noise_N = torch.randint(text.tokenizer.vocab_size, (sizes[1],), generator=choose)
+    return [piece_N.repeat(WINDOW // len(piece_N) + 2)[: WINDOW + 1] for piece_N in (of_text_N, of_noise_N)]
 
 
 def logits(model: OneBitForCausalLM, tokens_BT: Tensor) -> Tensor:
