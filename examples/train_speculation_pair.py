@@ -173,7 +173,7 @@ def train_draft(folder: Path, pool: Pool, text: Text, minutes: float) -> OneBitF
 
 @torch.no_grad()
 def label(folder: Path, target: OneBitForCausalLM, text: Text, count: int) -> Pool:
-    """A quarter text, a quarter edits, half the target's own continuations (half of them greedy), all labelled by it."""
+    """A quarter text, a quarter edits, half the target's own continuations (half of those greedy), labelled by it."""
     file = folder / "cache" / "pool.pt"
     if not file.is_file():
         target.eval()

@@ -260,6 +260,8 @@ class Generation(Iterator[str]):
     def _read_prompt(self) -> NDArray[np.float32]:
         if self._draft is not None and len(self._prompt) <= self._draft.max_positions:
             self._draft.continue_with(self._prompt)
+        elif self._draft is not None:
+            self._draft.reset()
         return self._session.continue_with(self._prompt)
 
     def _seen(self) -> list[int]:
