@@ -34,8 +34,8 @@ from onebit.formats.random_shapes import BODY_LAYOUTS, SHAPES, shape_file_name, 
 HERE = Path(__file__).resolve().parent
 THREADS = (1, 2)
 NEW_TOKENS = 64
-PROMPTS, PEER_PROMPTS = (128, 512, 2048), (128, 512)
-PARTS = ("ours", "layouts", "memory", "bitnet_cpp", "llama_cpp")
+PROMPTS, LONG_PROMPTS = (128, 512), (2048,)
+PARTS = ("ours", "long", "layouts", "memory", "bitnet_cpp", "llama_cpp")
 Sample = dict[str, Any]
 
 
@@ -60,23 +60,29 @@ def gguf_file(work: Path, shape: str, body: str, python: str) -> Path:
     return path
 
 
-def ours(work: Path, shape: str) -> Iterator[Sample]:
-    """The engine and the limits, every prompt length and number of threads."""
-    plan = SpeedPlan(prompt_lengths=PROMPTS, new_tokens=NEW_TOKENS, threads=THREADS, kv="float16", rounds=1)
-    result = measure_speed(shape_file(work, shape, BODY_LAYOUTS[0]), plan)
-    for speed in result.speeds:
-        yield {
-            "part": "ours",
-            "what": speed.what,
-            "tokens": speed.tokens,
-            "threads": speed.threads,
-            "rate": speed.rate,
-            "typical": (speed.typical or speed.rates)[0],
-            "limit": speed.limit,
-        }
+def ours(work: Path, shape: str, prompts: tuple[int, ...] = PROMPTS) -> Iterator[Sample]:
+    """The engine and the limits, one number of threads after the other."""
+    path = shape_file(work, shape, BODY_LAYOUTS[0])
     for threads in THREADS:
+        plan = SpeedPlan(prompt_lengths=prompts, new_tokens=NEW_TOKENS, threads=(threads,), kv="float16", rounds=1)
+        result = measure_speed(path, plan)
         limits = {"gb_per_s": result.bandwidths[threads][0], "int8_gops": next(iter(result.peaks[threads]), None)}
         yield {"part": "limits", "what": "limits", "tokens": 0, "threads": threads, "isa": result.isa, **limits}
+        for speed in result.speeds:
+            yield {
+                "part": "ours",
+                "what": speed.what,
+                "tokens": speed.tokens,
+                "threads": speed.threads,
+                "rate": speed.rate,
+                "typical": (speed.typical or speed.rates)[0],
+                "limit": speed.limit,
+            }
+
+
+def long(work: Path, shape: str) -> Iterator[Sample]:
+    """The same with a long prompt."""
+    yield from ours(work, shape, LONG_PROMPTS)
 
 
 def layouts(work: Path, shape: str) -> Iterator[Sample]:
@@ -137,7 +143,7 @@ def bitnet_cpp(path: Path, bench: str, threads: int) -> Iterator[Sample]:
     def raise_stack_limit() -> None:
         resource.setrlimit(resource.RLIMIT_STACK, (stack, resource.getrlimit(resource.RLIMIT_STACK)[1]))
 
-    lengths = ",".join(map(str, PEER_PROMPTS))
+    lengths = ",".join(map(str, PROMPTS))
     command = [bench, "-m", str(path), "-p", lengths, "-n", str(NEW_TOKENS), "-t", str(threads), "-r", "1"]
     run = subprocess.run(
         [*command, "-o", "json"],
@@ -154,7 +160,7 @@ def bitnet_cpp(path: Path, bench: str, threads: int) -> Iterator[Sample]:
 
 def llama_cpp(path: Path, python: str, threads: int) -> Iterator[Sample]:
     """llama.cpp through llama-cpp-python."""
-    command = [python, str(HERE / "engine_llama.py"), str(path), str(threads), str(NEW_TOKENS), *map(str, PEER_PROMPTS)]
+    command = [python, str(HERE / "engine_llama.py"), str(path), str(threads), str(NEW_TOKENS), *map(str, PROMPTS)]
     run = subprocess.run(command, check=True, capture_output=True, text=True)
     yield from map(json.loads, run.stdout.splitlines())
 
@@ -178,7 +184,7 @@ def torch_bfloat16(shape: str) -> Iterator[Sample]:
     model = LlamaForCausalLM(config).eval()
     for threads in THREADS:
         torch.set_num_threads(threads)
-        for length in PEER_PROMPTS:
+        for length in PROMPTS:
             ids = torch.arange(length)[None]
             with torch.inference_mode():
                 model(ids, logits_to_keep=1)
@@ -201,8 +207,8 @@ def part_samples(arguments: argparse.Namespace, shape: str, part: str) -> Iterat
         for threads in THREADS:
             for sample in llama_cpp(path, arguments.llama_python, threads):
                 yield {"part": part, "threads": threads, **sample}
-    elif part in ("ours", "layouts", "memory"):
-        yield from {"ours": ours, "layouts": layouts, "memory": memory}[part](work, shape)
+    elif part in ("ours", "long", "layouts", "memory"):
+        yield from {"ours": ours, "long": long, "layouts": layouts, "memory": memory}[part](work, shape)
 
 
 def measure(arguments: argparse.Namespace) -> None:
@@ -262,7 +268,7 @@ def report(work: Path) -> None:
     config = {
         "shapes": {shape: asdict(description) for shape, description in SHAPES.items()},
         "new_tokens": NEW_TOKENS,
-        "prompts": PROMPTS,
+        "prompts": PROMPTS + LONG_PROMPTS,
         "kv": "float16",
         "kernels": kernels,
     }
