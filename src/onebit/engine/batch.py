@@ -191,7 +191,8 @@ class Batch:
         """Queue a request, from any thread; the options are those of ``Model.generate``.
 
         ``when_full``: "stop" ends the answer at the end of the context, "shift" drops the older half of it and goes on.
-        ``on_event`` is called by the thread that makes the steps. EngineError at once for what cannot be served.
+        ``on_event`` is called by the thread that makes the steps, within one: it may submit and cancel, not step.
+        EngineError at once for what cannot be served.
         """
         if max_new_tokens < 1:
             raise EngineError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
