@@ -10,6 +10,7 @@ model with its tables as trained and as the file would store them, and the two l
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ def measure(folder: Path, tokens: int) -> tuple[dict[str, float], dict[str, Any]
     for level, inputs in CHOICES:
         stored = from_checkpoint(folder, embedding_level=level, head_activation=inputs)
         tables = StoredTables.of(stored.tensors.values())
-        cost = measure_tables(form, tables, text, name, max_tokens=tokens)
+        cost = measure_tables(form, tables, text, name, max_tokens=tokens, seconds=math.inf)
         assert cost is not None
         megabytes = sum(
             t.stored_bytes for t in stored.tensors.values() if t.name.removesuffix(".weight") in tables.levels

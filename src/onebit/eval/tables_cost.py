@@ -109,18 +109,19 @@ def measure_tables(
     name: str,
     *,
     max_tokens: int = TOKENS,
+    seconds: float = _SECONDS,
     progress: Progress | None = None,
 ) -> TablesCost | None:
     """Loss of `text`, called `name`, with a file's tables and without; None when the file stores them as trained.
 
-    Raises DataError when the checkpoint has no tokenizer to read the text with.
+    At most `max_tokens`, and about as many as fit into `seconds`. Raises DataError when the checkpoint has no tokenizer to read the text with.
     """
     if not tables.rounded(form.model) and tables.head_activation == form.model.lm_head.activation_quantizer:
         return None
     if form.tokenizer is None:
         raise DataError(f"{form.name} has no tokenizer.json to read a text with")
     ids_T, _ = prepare(form.tokenizer, text, form.bos, max_tokens)
-    trained_T, stored_T = _losses(form, tables, ids_T, progress)
+    trained_T, stored_T = _losses(form, tables, ids_T, seconds, progress)
     difference_T = stored_T - trained_T
     head = "lm_head" if "lm_head" in tables.levels else "model.embed_tokens"
     return TablesCost(
@@ -137,7 +138,7 @@ def measure_tables(
 
 
 def _losses(
-    form: TorchForm, tables: StoredTables, ids_T: Ids, progress: Progress | None
+    form: TorchForm, tables: StoredTables, ids_T: Ids, seconds: float, progress: Progress | None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Loss of each token without and with the file's tables, on as many windows as fit the time."""
     cut = list(windows(len(ids_T), min(form.context, _WINDOW)))
@@ -155,7 +156,7 @@ def _losses(
     for window in cut:
         trained.append(loss_of(window))
         say(len(trained))
-        if time.monotonic() - began > _SECONDS / 2:
+        if time.monotonic() - began > seconds / 2:
             steps = 2 * len(trained)
             break
     with rounded_like(form.model, tables):
