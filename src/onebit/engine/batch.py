@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from onebit.engine.generate import Stats, Writer
 from onebit.engine.sampling import Sampler
 from onebit.engine.session import token_array
-from onebit.errors import EngineError, nearest_name
+from onebit.errors import EngineError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Batch", "Event", "Request", "RequestStats"]
 
-WHEN_FULL = ("stop", "shift")
 MAX_STEP = 256  # tokens of one call into C
 
 
@@ -69,11 +68,11 @@ class Request:
         sampler: Sampler,
         window: int,
         writer: Writer,
-        when_full: str,
+        keep: int | None,
         on_event: Callable[[Event], None] | None,
     ) -> None:
         self.prompt = prompt
-        self.when_full = when_full
+        self.keep = keep
         self.cancelled = False
         self._batch = batch
         self._sampler, self._window, self._writer, self._on_event = sampler, window, writer, on_event
@@ -143,7 +142,7 @@ class Batch:
 
     ``max_positions``: tokens that each slot holds, prompt and answer (None: the model's context). ``kv``: as of a
     session. ``step_tokens``: tokens of a step, unless there are more answers than that; more reads prompts faster and
-    delays the answers beside them. ``keep_tokens``: beginning of the text that a shift of the context never drops.
+    delays the answers beside them.
     """
 
     def __init__(
@@ -154,18 +153,14 @@ class Batch:
         max_positions: int | None = None,
         kv: str = "default",
         step_tokens: int = 64,
-        keep_tokens: int = 4,
     ) -> None:
         if not 1 <= step_tokens <= MAX_STEP:
             raise EngineError(f"step_tokens must be 1 to {MAX_STEP}, got {step_tokens}")
         self._model = model
         self._tokenizer = model.tokenizer if model.section("TOKJSON") is not None else None
         self._session = model.session(max_positions, min(max(step_tokens, slots), MAX_STEP), kv, slots)
-        if not 0 <= keep_tokens < self._session.max_positions:
-            longest = self._session.max_positions
-            raise EngineError(f"keep_tokens must be below the context of {longest}, got {keep_tokens}")
         self._slots = [_Slot(sequence) for sequence in range(slots)]
-        self._step_tokens, self._keep = step_tokens, keep_tokens
+        self._step_tokens = step_tokens
         self._arrived: deque[Request] = deque()  # filled by any thread
         self._waiting: deque[Request] = deque()
         self._steps = 0
@@ -185,19 +180,19 @@ class Batch:
         repetition_window: int = 64,
         seed: int = 0,
         stop: str | Sequence[str] = (),
-        when_full: str = "stop",
+        context_shift: int | None = None,
         on_event: Callable[[Event], None] | None = None,
     ) -> Request:
         """Queue a request, from any thread; the options are those of ``Model.generate``.
 
-        ``when_full``: "stop" ends the answer at the end of the context, "shift" drops the older half of it and goes on.
         ``on_event`` is called by the thread that makes the steps, within one: it may submit and cancel, not step.
         EngineError at once for what cannot be served.
         """
         if max_new_tokens < 1:
             raise EngineError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-        if when_full not in WHEN_FULL:
-            raise EngineError(f"when_full must be stop or shift, got {when_full!r}{nearest_name(when_full, WHEN_FULL)}")
+        longest = self._session.max_positions
+        if context_shift is not None and not 0 <= context_shift < longest - 1:
+            raise EngineError(f"context_shift must keep 0 to {longest - 2} tokens, got {context_shift}")
         stop = [stop] if isinstance(stop, str) else list(stop)
         if stop and self._tokenizer is None:
             raise EngineError(f"{self._model.path} has no tokenizer inside, so a stop string cannot be seen")
@@ -207,7 +202,7 @@ class Batch:
             self._tokenizer, self._model.description.eos, stop, max_new_tokens, RequestStats(prompt_tokens=len(ids))
         )
         window = repetition_window if repetition_penalty != 1.0 else 0
-        request = Request(self, ids, sampler, window, writer, when_full, on_event)
+        request = Request(self, ids, sampler, window, writer, context_shift, on_event)
         with self._work:
             self._arrived.append(request)
             self._work.notify_all()
@@ -330,22 +325,22 @@ class Batch:
                 continue
             if self._session.position_of(slot.sequence) + len(slot.unread) <= self._session.max_positions:
                 continue
-            if request.when_full == "stop":
+            if request.keep is None:
                 events.append(self._end(slot, request, "context"))
             else:
-                self._shift(slot)
+                self._shift(slot, request.keep)
                 request.stats.shifts += 1
         return events
 
-    def _shift(self, slot: _Slot) -> None:
-        held = self._session.position_of(slot.sequence)
-        discard = max((held - self._keep) // 2, 1)
+    def _shift(self, slot: _Slot, keep: int) -> None:
+        """Drop the older half, as Generation does; models that cannot be shifted read the rest again."""
+        discard = max(1, (self._session.position_of(slot.sequence) - keep) // 2)
         if self._model.description.position == "rope":
-            self._session.shift_sequence(slot.sequence, self._keep, discard)
+            self._session.shift_sequence(slot.sequence, keep, discard)
             slot.is_shifted = True
             return
-        rest = self._session.tokens_of(slot.sequence)[self._keep + discard :]
-        self._session.truncate_sequence(slot.sequence, self._keep)
+        rest = self._session.tokens_of(slot.sequence)[keep + discard :]
+        self._session.truncate_sequence(slot.sequence, keep)
         slot.unread = rest + slot.unread
 
     def _share_out(self) -> list[tuple[_Slot, list[int]]]:

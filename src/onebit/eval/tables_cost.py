@@ -114,7 +114,8 @@ def measure_tables(
 ) -> TablesCost | None:
     """Loss of `text`, called `name`, with a file's tables and without; None when the file stores them as trained.
 
-    At most `max_tokens`, and about as many as fit into `seconds`. Raises DataError when the checkpoint has no tokenizer to read the text with.
+    At most `max_tokens`, and about as many as fit into `seconds`. Raises DataError when the checkpoint has no tokenizer
+    to read the text with.
     """
     if not tables.rounded(form.model) and tables.head_activation == form.model.lm_head.activation_quantizer:
         return None
