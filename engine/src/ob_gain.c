@@ -6,15 +6,15 @@
 /* Before anything is seen: how often proposals of a level are right. */
 static const float first_guess[OB_LEVELS] = {0.30f, 0.50f, 0.65f, 0.75f, 0.85f, 0.93f, 0.75f,
                                              0.35f, 0.45f, 0.55f, 0.65f, 0.75f, 0.85f, 0.95f, 0.75f};
-enum { GUESS_WEIGHT = 3 };
+static const float guess_weight = 1.5f; /* in proposals: three misses end what does not work */
 static const float memory = 0.97f;      /* of a level's past, for each proposal it makes */
-static const double later_token = 0.10; /* what one token more costs a pass, until it is measured */
+static const double later_token = 0.20; /* what one token more costs a pass, until it is measured */
 
 void ob_gain_init(ob_gain *g, double draft_share) {
     memset(g, 0, sizeof *g);
     for (uint32_t i = 0; i < OB_LEVELS; i++) {
-        g->tried[i] = GUESS_WEIGHT;
-        g->right[i] = GUESS_WEIGHT * first_guess[i];
+        g->tried[i] = guess_weight;
+        g->right[i] = guess_weight * first_guess[i];
     }
     g->draft_share = draft_share;
 }
@@ -51,14 +51,21 @@ void ob_gain_learn_cost(double *cost, double seconds) {
 
 static double guess(uint32_t num_tokens) { return 1.0 + later_token * (num_tokens - 1); }
 
-/* Of a pass over so many tokens: measured, else from the nearest number that was. */
+/* Of a pass over so many tokens: measured, else from the nearest number that was. One that was disturbed and never ran again
+ * must not decide: no pass costs more than a longer one, nor more for each token than a shorter one. */
 static double verify_cost(const ob_gain *g, uint32_t num_tokens) {
-    for (uint32_t away = 0; away <= OB_MAX_PROPOSED + 1; away++) {
+    double cost = 0.0;
+    for (uint32_t away = 0; away <= OB_MAX_PROPOSED + 1 && cost == 0.0; away++) {
         uint32_t below = num_tokens - away, above = num_tokens + away;
-        if (away < num_tokens && g->verify[below] > 0.0) return g->verify[below] * guess(num_tokens) / guess(below);
-        if (above <= OB_MAX_PROPOSED + 1 && g->verify[above] > 0.0) return g->verify[above] * guess(num_tokens) / guess(above);
+        if (away < num_tokens) cost = g->verify[below] * guess(num_tokens) / guess(below);
+        if (above <= OB_MAX_PROPOSED + 1 && cost == 0.0) cost = g->verify[above] * guess(num_tokens) / guess(above);
     }
-    return guess(num_tokens);
+    if (cost == 0.0) return guess(num_tokens);
+    for (uint32_t n = 1; n <= OB_MAX_PROPOSED + 1; n++) {
+        double most = n >= num_tokens ? g->verify[n] : g->verify[n] * num_tokens / n;
+        if (most > 0.0 && most < cost) cost = most;
+    }
+    return cost;
 }
 
 uint32_t ob_gain_best(const ob_gain *g, const uint8_t *levels, uint32_t known, uint32_t mean, uint32_t least, uint32_t most,
