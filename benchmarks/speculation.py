@@ -1,7 +1,7 @@
 """How much faster is text with speculation? On the pair of examples/train_speculation_pair.py, with held-out prompts.
 
     python benchmarks/speculation.py --pair runs/pair      the folder with target.1bit and draft.1bit
-    python benchmarks/speculation.py                       trains the pair first, about an hour
+    python benchmarks/speculation.py                       trains the pair first, 100 minutes
 
 Two kinds of prompts come from the files that training never saw: an edit (a piece of code, a line `# edited`, and the
 beginning of the piece with one identifier renamed, to be completed) and new code (a piece to go on from). Each is
