@@ -95,8 +95,11 @@ OB_TARGET("avx512f") static uint64_t read_avx512(const uint8_t *memory, size_t b
             prefetch(line + AHEAD);
             sums[l] = _mm512_add_epi64(sums[l], _mm512_loadu_si512(line));
         }
+    uint64_t words[8];
     for (int l = 1; l < 8; l++) sums[0] = _mm512_add_epi64(sums[0], sums[l]);
-    return (uint64_t)_mm512_reduce_add_epi64(sums[0]);
+    memcpy(words, sums, sizeof words);
+    for (int l = 1; l < 8; l++) words[0] += words[l];
+    return words[0];
 }
 
 OB_TARGET("avx2") static uint64_t read_avx2(const uint8_t *memory, size_t bytes) {
