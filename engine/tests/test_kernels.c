@@ -277,6 +277,46 @@ static void test_linear_rows(uint32_t isa) {
         }
 }
 
+/* Tiled layouts: numbers of tokens and groups that take every way through the kernels, inputs longer than a panel, and the
+ * greatest sums: all codes of one sign and size, all weights +1 (or every bit set, which ternary does not allow but a file
+ * may hold). */
+static void test_linear_tiles(uint32_t isa) {
+    static const uint32_t shapes[][4] = {/* group, rows, cols, tokens */
+                                         {64, 64, 512, 6},    {128, 48, 1000, 7},  {64, 32, 700, 8},    {256, 16, 1300, 9},
+                                         {64, 80, 333, 16},   {128, 33, 2600, 33}, {48, 40, 500, 40},   {2048, 32, 5000, 13},
+                                         {100, 47, 3000, 65}, {64, 32, 128, 300},  {128, 20, 400, 257}, {64, 16, 4500, 24},
+                                         {16, 16, 90, 128},   {64, 5, 63, 31},     {32, 32, 60, 48},    {64, 7, 20000, 3}};
+    static const uint8_t ones[] = {0xff, 0xaa, 0xff, 0x00};
+    ob_kernels scalar, fast;
+    uint64_t state = 777;
+    ob_kernels_choose(&scalar, OB_ISA_SCALAR), ob_kernels_choose(&fast, isa);
+    for (uint32_t layout = OB_LAYOUT_BINARY_T16; layout <= OB_LAYOUT_TERNARY5_T16; layout++) {
+        for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++)
+            for (uint32_t granularity = OB_GRANULARITY_TENSOR; granularity <= OB_GRANULARITY_GROUP; granularity++) {
+                problem p;
+                make_weights(&p, layout, granularity, shapes[s][0], shapes[s][1], shapes[s][2], &state);
+                make_inputs(&p, shapes[s][3], &state);
+                compare(&p, scalar.linear_i8[layout], fast.linear_i8[layout], 1, isa);
+                free_problem(&p);
+            }
+        for (uint32_t extreme = 0; extreme < 8; extreme++) {
+            static const uint32_t tokens_of[] = {1, 2, 4, 20}, cols_of[] = {131072, 40000, 8192, 6912};
+            const uint32_t tokens = tokens_of[extreme / 2], cols = cols_of[extreme / 2];
+            const int8_t code = extreme % 2 ? -127 : 127;
+            problem p;
+            make_weights(&p, layout, OB_GRANULARITY_TENSOR, 0, 2, cols, &state);
+            make_inputs(&p, tokens, &state);
+            memset(p.data, ones[extreme / 2], (size_t)p.w.tiles_block * 64);
+            for (uint32_t t = 0; t < tokens; t++) {
+                p.sums[t] = code * (int32_t)cols;
+                memset(p.codes + t * p.in.codes_stride, code, cols);
+            }
+            compare(&p, scalar.linear_i8[layout], fast.linear_i8[layout], 1, isa);
+            free_problem(&p);
+        }
+    }
+}
+
 int main(void) {
     test_functions();
     test_double_functions();
@@ -290,6 +330,7 @@ int main(void) {
         }
         test_linear(isa);
         test_linear_rows(isa);
+        test_linear_tiles(isa);
     }
     printf("%d failures\n", failures);
     return failures != 0;

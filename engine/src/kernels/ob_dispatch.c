@@ -32,9 +32,11 @@ static const char *reason(uint32_t isa) {
 
 int ob_isa_available(uint32_t isa) {
     if (isa == OB_ISA_AUTO || isa == OB_ISA_SCALAR) return 1;
-#ifdef OB_X86
+#if defined(OB_X86) && defined(__GNUC__)
     if (isa == OB_ISA_AVX2) return (ob_cpu_features() & OB_CPU_AVX2) != 0;
+    if (isa == OB_ISA_AVXVNNI) return (ob_cpu_features() & OB_CPU_AVXVNNI) != 0;
     if (isa == OB_ISA_AVX512) return (ob_cpu_features() & OB_CPU_AVX512) != 0;
+    if (isa == OB_ISA_AMX) return (ob_cpu_features() & OB_CPU_AMX) != 0 && ob_cpu_request_amx();
 #endif
 #ifdef OB_ARM
     if (isa == OB_ISA_NEON) return 1;
@@ -85,14 +87,17 @@ int ob_kernels_choose(ob_kernels *k, uint32_t isa) {
     if (isa >= OB_NUM_ISAS || !ob_isa_available(isa)) return 0;
     k->isa = isa = isa == OB_ISA_AUTO ? best_isa() : isa;
     enter_scalar(k);
-#ifdef OB_X86
+#if defined(OB_X86) && defined(__GNUC__)
     /* Each set builds on the one before it: what a family lacks, the narrower set's kernel serves. */
     if (isa >= OB_ISA_AVX2 && isa <= OB_ISA_AMX) ob_enter_linear_t16_avx2(k), ob_enter_linear_rows_avx2(k);
+    if (isa >= OB_ISA_AVXVNNI && isa <= OB_ISA_AMX && ob_isa_available(OB_ISA_AVXVNNI)) ob_enter_linear_t16_avxvnni(k);
     if (isa >= OB_ISA_AVX512 && isa <= OB_ISA_AMX) ob_enter_linear_t16_avx512(k), ob_enter_linear_rows_avx512(k);
     if (isa >= OB_ISA_AVX2 && isa <= OB_ISA_AMX) ob_enter_linear_rows_i8_avx2(k);
+    if (isa >= OB_ISA_AVXVNNI && isa <= OB_ISA_AMX && ob_isa_available(OB_ISA_AVXVNNI)) ob_enter_linear_rows_i8_avxvnni(k);
     if (isa >= OB_ISA_AVX512 && isa <= OB_ISA_AMX) ob_enter_linear_rows_i8_avx512(k);
     if (isa >= OB_ISA_AVX2 && isa <= OB_ISA_AMX) ob_enter_rows_avx2(k), ob_enter_attend_avx2(k);
     if (isa >= OB_ISA_AVX512 && isa <= OB_ISA_AMX) ob_enter_rows_avx512(k), ob_enter_attend_avx512(k);
+    if (isa == OB_ISA_AMX) ob_enter_linear_t16_amx(k);
 #endif
 #ifdef OB_ARM
     if (isa == OB_ISA_NEON || isa == OB_ISA_I8MM) enter_neon(k);

@@ -170,8 +170,8 @@ ob_add_fn ob_add_ref;
 ob_kv_store_fn ob_kv_store_ref;
 ob_kv_load_fn ob_kv_load_ref;
 ob_attend_fn ob_attend_ref;
-#ifdef OB_X86
-ob_enter_fn ob_enter_linear_t16_avx2, ob_enter_linear_t16_avx512;
+#if defined(OB_X86) && defined(__GNUC__)
+ob_enter_fn ob_enter_linear_t16_avx2, ob_enter_linear_t16_avxvnni, ob_enter_linear_t16_avx512, ob_enter_linear_t16_amx;
 ob_enter_fn ob_enter_linear_rows_avx2, ob_enter_linear_rows_avx512;
 ob_enter_fn ob_enter_linear_rows_i8_avx2, ob_enter_linear_rows_i8_avxvnni, ob_enter_linear_rows_i8_avx512;
 ob_enter_fn ob_enter_rows_avx2, ob_enter_rows_avx512, ob_enter_attend_avx2, ob_enter_attend_avx512;
