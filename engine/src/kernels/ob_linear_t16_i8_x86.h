@@ -76,10 +76,13 @@ INLINE vecf v_load_rows(const float *x, uint32_t left) {
 }
 enum { TILE_TOKENS = 6, DECODE_TOKENS = 4, DECODE_ACCS = 8 };
 #endif
-#ifndef CS
-#define CS 256
+/* Steps of a panel. 256 to 640 made no difference without AMX; with it, sums wait in memory between chunks, and 1024 is
+ * best. */
+#ifdef WITH_AMX
+enum { CHUNK_STEPS = 1024 };
+#else
+enum { CHUNK_STEPS = 256 };
 #endif
-enum { CHUNK_STEPS = CS };
 
 /* DOT_IS_SHORT: v_dot sums int16 pairs. A digit is at most 3 (an invalid code, but a file may hold it), so a step adds
  * at most 3 * 2 * 127 = 762, and after 40 steps (30480) the sums must be widened. Else they are int32 at once. */
@@ -395,28 +398,48 @@ INLINE void dot_panel(const uint8_t *digits, uint32_t steps, const int8_t *x, si
     }
 }
 
-/* A group's sums are complete: on to the totals, or to y. */
-INLINE void finish_group(const panel *p, uint32_t group, uint32_t first, int tokens, const vec *acc) {
-    const ob_weights *w = p->w;
-    const ob_inputs *in = p->in;
-    const int per_group = w->granularity == OB_GRANULARITY_GROUP, last = group + 1 == w->num_groups;
+/* Scaled per group: a group's sums are complete and go to the totals. */
+INLINE void add_group(const panel *p, uint32_t group, uint32_t first, int tokens, const vec *acc) {
+    const int32_t *sums = p->in->sums_TG + (size_t)first * p->w->num_groups + group;
+    const vecf low = group_scales(p->w, p->rows[0], group), high = group_scales(p->w, p->rows[1], group);
     float *totals = (float *)(void *)(p->work + WORK_TOTALS) + (size_t)first * WIDE;
-    for (int v = 0; v < 2; v++) {
-        vecf scales = per_group ? group_scales(w, p->rows[v], group) : row_scales(w, p->rows[v]);
+    UNROLL for (int t = 0; t < tokens; t++, sums += p->w->num_groups, totals += WIDE) {
+        vecf value = V(mul_ps)(corrected(acc[2 * t], *sums), low), more = V(mul_ps)(corrected(acc[2 * t + 1], *sums), high);
+        V(storeu_ps)(totals, V(add_ps)(V(loadu_ps)(totals), value));
+        V(storeu_ps)(totals + LANES, V(add_ps)(V(loadu_ps)(totals + LANES), more));
+    }
+}
+
+INLINE void zero_totals(const panel *p) {
+    float *totals = (float *)(void *)(p->work + WORK_TOTALS);
+    for (uint32_t i = 0; i < 2 * p->in->num_tokens; i++) V(storeu_ps)(totals + i * LANES, V(setzero_ps)());
+}
+
+/* Scaled per group: the totals to y. */
+INLINE void finish_totals(const panel *p) {
+    const float *totals = (const float *)(const void *)(p->work + WORK_TOTALS);
+    for (uint32_t t = 0; t < p->in->num_tokens; t++)
+        for (uint32_t v = 0; v < p->num_rows; v++) {
+            vecf total = V(loadu_ps)(totals + t * WIDE + v * LANES);
+            finish_rows(p->w, p->rows[v], V(mul_ps)(total, V(set1_ps)(p->in->scale_T[t])), p->y + t * p->y_stride);
+        }
+}
+
+/* Scaled otherwise: the sums to y. */
+INLINE void finish_sums(const panel *p, uint32_t first, int tokens, const vec *acc) {
+    for (uint32_t v = 0; v < p->num_rows; v++) {
+        const vecf scales = row_scales(p->w, p->rows[v]);
         UNROLL for (int t = 0; t < tokens; t++) {
-            vecf value = corrected(acc[2 * t + v], in->sums_TG[(first + (size_t)t) * w->num_groups + group]);
-            vecf scale_t = V(set1_ps)(in->scale_T[first + (uint32_t)t]);
-            float *total = totals + t * WIDE + v * LANES;
-            if (per_group) {
-                value = V(mul_ps)(value, scales);
-                value = V(add_ps)(group ? V(loadu_ps)(total) : V(setzero_ps)(), value);
-                if (last) value = V(mul_ps)(value, scale_t);
-                else V(storeu_ps)(total, value);
-            } else
-                value = V(mul_ps)(value, V(mul_ps)(scales, scale_t));
-            if (last && v < (int)p->num_rows) finish_rows(w, p->rows[v], value, p->y + (first + (size_t)t) * p->y_stride);
+            vecf factor = V(mul_ps)(scales, V(set1_ps)(p->in->scale_T[first + (uint32_t)t]));
+            vecf value = corrected(v ? acc[2 * t + 1] : acc[2 * t], p->in->sums_TG[first + (uint32_t)t]);
+            finish_rows(p->w, p->rows[v], V(mul_ps)(value, factor), p->y + (first + (size_t)t) * p->y_stride);
         }
     }
+}
+
+INLINE void finish_group(const panel *p, uint32_t group, uint32_t first, int tokens, const vec *acc) {
+    if (p->w->granularity == OB_GRANULARITY_GROUP) add_group(p, group, first, tokens, acc);
+    else finish_sums(p, first, tokens, acc);
 }
 
 /* A chunk for `tokens` (a constant) tokens from `first` on, group by group. */
@@ -479,11 +502,14 @@ INLINE void prefill(uint32_t layout, const ob_weights *w, const ob_inputs *in, u
     for (uint32_t row = row_begin; row < row_end; row += WIDE) {
         p.num_rows = LANES == 8 || row + LANES < row_end ? 2 : 1;
         p.rows[0] = row, p.rows[1] = p.num_rows == 2 ? row + LANES : row;
+        if (w->granularity == OB_GRANULARITY_GROUP) zero_totals(&p);
         for (p.tile_begin = 0; p.tile_begin < w->tiles_block; p.tile_begin = p.tile_end) {
-            uint32_t group = p.tile_begin / w->tiles_group, limit = ONE_GROUP ? group * w->tiles_group + group_tiles(w, group) : w->tiles_block;
+            const uint32_t group = p.tile_begin / w->tiles_group;
+            const uint32_t limit = ONE_GROUP ? group * w->tiles_group + group_tiles(w, group) : w->tiles_block;
             p.tile_end = p.tile_begin + chunk_tiles < limit ? p.tile_begin + chunk_tiles : limit;
             chunk(layout, &p);
         }
+        if (w->granularity == OB_GRANULARITY_GROUP) finish_totals(&p);
     }
     end_panels();
 }
