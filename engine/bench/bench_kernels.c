@@ -69,27 +69,27 @@ OB_TARGET("avx2") static double read_speed(const uint8_t *memory, size_t bytes) 
     return (double)bytes / time * 1e-9;
 }
 
-enum { DOTS = 1 << 18, CHAINS = 12 };
+enum { DOTS = 1 << 18 };
 
-#define DOT_PROBE(name, features, vector, zero, dot, sum)                                   \
+#define DOT_PROBE(name, features, chains, vector, zero, dot, sum)                           \
     OB_TARGET(features) static double name(void) {                                          \
-        vector acc[CHAINS], a = zero, b = zero;                                             \
-        for (int c = 0; c < CHAINS; c++) acc[c] = zero;                                     \
+        vector acc[chains], a = zero, b = zero;                                             \
+        for (int c = 0; c < chains; c++) acc[c] = zero;                                     \
         double begin = seconds();                                                           \
         for (int i = 0; i < DOTS; i++)                                                      \
-            _Pragma("GCC unroll 12") for (int c = 0; c < CHAINS; c++) {                     \
+            _Pragma("GCC unroll 20") for (int c = 0; c < chains; c++) {                     \
                 __asm__("" : "+x"(a), "+x"(b)); /* else it is computed once */               \
                 acc[c] = dot;                                                               \
             }                                                                               \
         double time = seconds() - begin;                                                    \
-        for (int c = 0; c < CHAINS; c++) sink += sum(acc[c]);                               \
-        return 2.0 * sizeof(vector) * DOTS * CHAINS / time * 1e-9;                          \
+        for (int c = 0; c < chains; c++) sink += sum(acc[c]);                               \
+        return 2.0 * sizeof(vector) * DOTS * chains / time * 1e-9;                          \
     }
 #define ZMM_SUM(v) _mm512_reduce_add_epi32(v)
 #define YMM_SUM(v) _mm256_extract_epi32(v, 0)
-DOT_PROBE(dots_avx512, "avx512f,avx512vnni", __m512i, _mm512_setzero_si512(), _mm512_dpbusd_epi32(acc[c], a, b), ZMM_SUM)
-DOT_PROBE(dots_avxvnni, "avx2,avxvnni", __m256i, _mm256_setzero_si256(), _mm256_dpbusd_avx_epi32(acc[c], a, b), YMM_SUM)
-DOT_PROBE(dots_avx2, "avx2", __m256i, _mm256_setzero_si256(), _mm256_add_epi16(acc[c], _mm256_maddubs_epi16(a, b)),
+DOT_PROBE(dots_avx512, "avx512f,avx512vnni", 20, __m512i, _mm512_setzero_si512(), _mm512_dpbusd_epi32(acc[c], a, b), ZMM_SUM)
+DOT_PROBE(dots_avxvnni, "avx2,avxvnni", 12, __m256i, _mm256_setzero_si256(), _mm256_dpbusd_avx_epi32(acc[c], a, b), YMM_SUM)
+DOT_PROBE(dots_avx2, "avx2", 12, __m256i, _mm256_setzero_si256(), _mm256_add_epi16(acc[c], _mm256_maddubs_epi16(a, b)),
           YMM_SUM)
 
 /* GOPS of the dot product out of registers. */

@@ -209,7 +209,8 @@ INLINE void dot_base3(const uint8_t *data, uint32_t tiles, const int8_t *x, size
                 UNROLL for (int j = 0; j < 5; j++) {
                     vec next = times3(now);
                     UNROLL for (int t = 0; t < tokens; t++) {
-                        vec codes = v_codes(x + (size_t)t * x_stride + 4 * j), *a_t = a[t * VECTORS + v], *b_t = b[t * VECTORS + v];
+                        vec codes = v_codes(x + (size_t)t * x_stride + 4 * j);
+                        vec *a_t = a[t * VECTORS + v], *b_t = b[t * VECTORS + v];
                         a_t[j & 1] = v_dot(a_t[j & 1], now, codes);
                         b_t[j & 1] = v_dot(b_t[j & 1], next, codes);
                     }
