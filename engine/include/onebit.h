@@ -106,7 +106,8 @@ typedef struct ob_model_options {
     uint32_t isa;               /* OB_ISA_*; AUTO takes the best this processor has */
     uint32_t skip_tensor_check; /* 1: do not check the tensors' CRC-32C (the header's is always checked) */
     uint32_t num_threads;       /* host only: threads for the check; 0: 1 */
-    uint32_t zero;
+    uint32_t copy;              /* host only: 1: copy the file into large pages, which reads faster where mapped files have
+                                 * small ones, and takes the file's size in memory of this process */
 } ob_model_options;
 
 /* image: the whole file, [image_bytes], 64-byte aligned. `options` may be NULL. */
@@ -277,7 +278,8 @@ OB_API ob_status ob_verify(ob_sampler *sampler, const float *logits, uint32_t vo
 
 /* Seconds of a clock that only goes forward: the `clock` of ob_speculation_options. */
 OB_API double ob_seconds(void);
-/* Maps and checks a file; `options` may be NULL. */
+/* Maps and checks a file; `options` may be NULL. A file that is cut short while it is mapped ends the process (SIGBUS),
+ * as with any mapped file: replace a model by renaming a new file over it, or load it with `copy`. */
 OB_API ob_status ob_load(const char *path, const ob_model_options *options, ob_model **model, ob_error *error);
 OB_API void ob_unload(ob_model *model);
 OB_API ob_status ob_session_create(const ob_model *model, const ob_session_options *options, ob_session **session,

@@ -1,9 +1,10 @@
 /* Host part: the only file that touches a file, and memory and threads for models and sessions. */
-#if !defined(_WIN32) && !defined(_POSIX_C_SOURCE)
-#define _POSIX_C_SOURCE 200809L
+#if !defined(_WIN32) && !defined(_DEFAULT_SOURCE)
+#define _DEFAULT_SOURCE /* madvise */
 #endif
 #include "ob_error.h"
 #include "ob_host.h"
+#include "ob_session.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -18,7 +19,7 @@
 #include <unistd.h>
 #endif
 
-enum { ALIGNMENT = 64, MAX_THREADS = 256 };
+enum { ALIGNMENT = 64, MAX_THREADS = 256, LARGE_PAGE = 1 << 21 };
 
 void *ob_host_alloc(size_t bytes) {
     if (bytes > SIZE_MAX - 2 * ALIGNMENT) return NULL;
@@ -36,6 +37,36 @@ void ob_host_free(void *memory) {
     free(block);
 }
 
+/* ---- pages ---- */
+
+/* Zeroed memory that takes room only where it is written. */
+static void *alloc_pages(size_t bytes) {
+#ifdef OB_HAS_MMAP
+    void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return memory == MAP_FAILED ? NULL : memory;
+#else
+    return ob_host_alloc(bytes);
+#endif
+}
+
+static void free_pages(void *memory, size_t bytes) {
+#ifdef OB_HAS_MMAP
+    munmap(memory, bytes);
+#else
+    (void)bytes;
+    ob_host_free(memory);
+#endif
+}
+
+/* Advice to the system; nothing depends on whether it is taken. */
+static void prefer_large_pages(void *memory, size_t bytes) {
+#if defined(OB_HAS_MMAP) && defined(MADV_HUGEPAGE)
+    madvise(memory, bytes, MADV_HUGEPAGE);
+#else
+    (void)memory, (void)bytes;
+#endif
+}
+
 /* ---- files ---- */
 
 typedef struct image {
@@ -44,22 +75,52 @@ typedef struct image {
 } image;
 
 #ifdef OB_HAS_MMAP
-static ob_status open_image(const char *path, image *out, ob_error *error) {
+/* Maps a file, or without one (-1) zeroed memory, to begin at a large page; NULL when it cannot be. */
+static void *map_aligned(int file, size_t size) {
+    const size_t room = size + LARGE_PAGE;
+    uint8_t *begin = mmap(NULL, room, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), *end = begin + room;
+    if (begin == MAP_FAILED) return NULL;
+    uint8_t *at = begin + (LARGE_PAGE - (uintptr_t)begin % LARGE_PAGE) % LARGE_PAGE;
+    const int flags = MAP_PRIVATE | MAP_FIXED | (file < 0 ? MAP_ANONYMOUS : 0);
+    if (mmap(at, size, file < 0 ? PROT_READ | PROT_WRITE : PROT_READ, flags, file, 0) == MAP_FAILED) {
+        munmap(begin, room);
+        return NULL;
+    }
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    uint8_t *rest = at + (size + page - 1) / page * page;
+    if (at > begin) munmap(begin, (size_t)(at - begin));
+    if (end > rest) munmap(rest, (size_t)(end - rest));
+    prefer_large_pages(at, size);
+    return at;
+}
+
+static int read_all(int file, uint8_t *bytes, size_t size) {
+    for (size_t done = 0; done < size;) {
+        ssize_t n = read(file, bytes + done, size - done);
+        if (n <= 0) return 0;
+        done += (size_t)n;
+    }
+    return 1;
+}
+
+static ob_status map_image(int file, const char *path, int copy, image *out, ob_error *error) {
     struct stat about;
+    if (fstat(file, &about) || !S_ISREG(about.st_mode)) return ob_fail(error, OB_ERROR_IO, "%s is not a regular file", path);
+    out->size = (uint64_t)about.st_size;
+    if (!out->size) return ob_fail(error, OB_ERROR_FORMAT, "%s is empty", path);
+    out->bytes = map_aligned(copy ? -1 : file, (size_t)out->size);
+    if (!out->bytes) return ob_fail(error, OB_ERROR_IO, "cannot map %s: %s", path, strerror(errno));
+    if (!copy || read_all(file, out->bytes, (size_t)out->size)) return OB_OK;
+    munmap(out->bytes, (size_t)out->size);
+    return ob_fail(error, OB_ERROR_IO, "cannot read %s", path);
+}
+
+static ob_status open_image(const char *path, int copy, image *out, ob_error *error) {
     int file = open(path, O_RDONLY | O_CLOEXEC);
     if (file < 0) return ob_fail(error, OB_ERROR_IO, "cannot open %s: %s", path, strerror(errno));
-    if (fstat(file, &about) || !S_ISREG(about.st_mode)) {
-        close(file);
-        return ob_fail(error, OB_ERROR_IO, "%s is not a regular file", path);
-    }
-    out->size = (uint64_t)about.st_size;
-    out->bytes = NULL;
-    if (out->size) out->bytes = mmap(NULL, (size_t)out->size, PROT_READ, MAP_PRIVATE, file, 0);
-    int failed = out->bytes == MAP_FAILED;
+    ob_status status = map_image(file, path, copy, out, error);
     close(file);
-    if (failed) return ob_fail(error, OB_ERROR_IO, "cannot map %s: %s", path, strerror(errno));
-    if (!out->size) return ob_fail(error, OB_ERROR_FORMAT, "%s is empty", path);
-    return OB_OK;
+    return status;
 }
 
 static void close_image(image *i) {
@@ -78,7 +139,8 @@ static ob_status read_image(FILE *file, const char *path, image *out, ob_error *
     return ob_fail(error, OB_ERROR_IO, "cannot read %s", path);
 }
 
-static ob_status open_image(const char *path, image *out, ob_error *error) {
+static ob_status open_image(const char *path, int copy, image *out, ob_error *error) {
+    (void)copy; /* it always is one here */
     FILE *file = fopen(path, "rb");
     if (!file) return ob_fail(error, OB_ERROR_IO, "cannot open %s: %s", path, strerror(errno));
     ob_status status = read_image(file, path, out, error);
@@ -152,7 +214,7 @@ ob_status ob_load(const char *path, const ob_model_options *options, ob_model **
     image i = {NULL, 0};
     if (!path || !model) return ob_fail(error, OB_ERROR_ARGUMENT, "path or model is a null pointer");
     *model = NULL;
-    ob_status status = open_image(path, &i, error);
+    ob_status status = open_image(path, options && options->copy, &i, error);
     if (status) return status;
     status = open_model(i, options, model, error);
     if (status) close_image(&i);
@@ -170,7 +232,10 @@ void ob_unload(ob_model *model) {
 /* ---- sessions ---- */
 
 typedef union session_owner {
-    ob_pool *pool;
+    struct {
+        ob_pool *pool;
+        size_t bytes;
+    } of;
     uint8_t pad[ALIGNMENT];
 } session_owner;
 
@@ -179,12 +244,14 @@ static ob_status open_session(const ob_model *model, const ob_session_options *o
     size_t bytes;
     ob_status status = ob_session_arena_bytes(model, options, &bytes, error);
     if (status) return status;
-    uint8_t *memory = ob_host_alloc(sizeof(session_owner) + bytes);
-    if (!memory)
+    session_owner *owner = alloc_pages(bytes += sizeof *owner);
+    if (!owner)
         return ob_fail(error, OB_ERROR_MEMORY, "no memory for a session (%U bytes); ask for a shorter context", (uint64_t)bytes);
-    ((session_owner *)(void *)memory)->pool = pool;
-    status = ob_session_init(model, options, memory + sizeof(session_owner), bytes, session, error);
-    if (status) ob_host_free(memory);
+    owner->of.pool = pool;
+    owner->of.bytes = bytes;
+    status = ob_session_init(model, options, owner + 1, bytes - sizeof *owner, session, error);
+    if (status) free_pages(owner, bytes);
+    else prefer_large_pages(owner, (size_t)((*session)->keys - (uint8_t *)owner)); /* the cache fills page by page */
     return status;
 }
 
@@ -206,7 +273,7 @@ ob_status ob_session_create(const ob_model *model, const ob_session_options *opt
 
 void ob_session_free(ob_session *session) {
     if (!session) return;
-    session_owner *owner = (session_owner *)(void *)((uint8_t *)session - sizeof *owner);
-    ob_pool_free(owner->pool);
-    ob_host_free(owner);
+    session_owner *owner = (session_owner *)(void *)session - 1;
+    ob_pool_free(owner->of.pool);
+    free_pages(owner, owner->of.bytes);
 }

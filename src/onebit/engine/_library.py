@@ -92,7 +92,7 @@ class CTensorInfo(ctypes.Structure):
 class CModelOptions(ctypes.Structure):
     """ob_model_options."""
 
-    _fields_ = [(name, c_uint32) for name in ("isa", "skip_tensor_check", "num_threads", "zero")]
+    _fields_ = [(name, c_uint32) for name in ("isa", "skip_tensor_check", "num_threads", "copy")]
 
 
 class CSessionOptions(ctypes.Structure):
