@@ -73,7 +73,7 @@ static const char *open_speculation(runner *r, const options *o) {
 const char *runner_open(runner *r, const options *o) {
     ob_error error;
     ob_model_options model_options = {o->isa, (uint32_t)o->no_verify, o->num_threads, 0};
-    ob_session_options session_options = {.num_threads = o->num_threads};
+    ob_session_options session_options = {.num_threads = o->num_threads, .kv_type = o->kv_type};
     uint64_t bytes;
     memset(r, 0, sizeof *r);
     r->options = o;

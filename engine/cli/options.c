@@ -21,6 +21,7 @@ const char options_help[] =
     "      --repetition-penalty R  above 1, tokens of the last 64 become less likely (default 1.1)\n"
     "      --seed N              same seed, same text (default: the clock)\n"
     "      --threads N           (default: one a processor)\n"
+    "      --kv TYPE             how keys and values are kept: float16 (default), float32 or int8, the least memory\n"
     "      --isa NAME            scalar, avx2, avx512, neon... or auto (default)\n"
     "      --draft FILE          a smaller model of the same tokenizer proposes tokens; the text stays the model's\n"
     "      --lookup              propose what followed earlier in the text (edits, quotations); same text\n"
@@ -109,6 +110,11 @@ static const char *read_value(options *o, const char *name, const char *value) {
     } else if (is_option(name, "--context-shift")) {
         wrong = read_count(name, value, UINT32_MAX - 1, &n);
         o->keep = (uint32_t)n;
+    } else if (is_option(name, "--kv")) {
+        static const char *const types[OB_NUM_KV_TYPES] = {"default", "float32", "float16", "int8"};
+        o->kv_type = 0;
+        while (o->kv_type < OB_NUM_KV_TYPES && strcmp(value, types[o->kv_type])) o->kv_type++;
+        if (o->kv_type == OB_NUM_KV_TYPES) return complain(name, value, "float32, float16 or int8");
     } else if (is_option(name, "--isa")) {
         o->isa = ob_isa_from_name(value);
         if (o->isa >= OB_NUM_ISAS) return complain(name, value, "scalar, avx2, avx512 or auto");

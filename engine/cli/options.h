@@ -11,7 +11,7 @@ typedef struct options {
     const char *stops[MAX_STOPS];
     uint32_t num_stops;
     uint32_t max_new_tokens; /* 0: until the context is full */
-    uint32_t num_threads, isa;
+    uint32_t num_threads, isa, kv_type;
     uint32_t speculate_tokens; /* 0: as many as the engine likes */
     uint32_t keep;             /* first tokens kept in a context shift; UINT32_MAX: stop where the context is full */
     int chat, lookup, no_verify, info, stats, help;

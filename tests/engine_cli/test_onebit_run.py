@@ -52,6 +52,17 @@ def test_sampled_text_equals_the_python_face(run: Run, make_model: MakeModel, se
     assert done.stdout == "in the" + continuation(path, "in the", 50, seed=seed, **sampling) + "\n"
 
 
+@pytest.mark.parametrize("kv", ["float32", "float16", "int8"])
+def test_the_type_of_keys_and_values(run: Run, make_model: MakeModel, kv: str) -> None:
+    path = make_model()
+    model = Model(path, threads=1)
+    text = "".join(model.generate("in the", session=model.session(kv=kv), max_new_tokens=30, temperature=0))
+    assert run(path, "-p", "in the", "-n", 30, "--kv", kv, *GREEDY).stdout == "in the" + text + "\n"
+    refused = run(path, "-p", "in the", "--kv", "int9")
+    assert refused.returncode == 2
+    assert "float32, float16 or int8" in refused.stderr
+
+
 def test_a_prompt_can_come_from_stdin(run: Run, make_model: MakeModel) -> None:
     path = make_model(chat=False)
     assert run(path, "-n", 9, *GREEDY, stdin="in the").stdout == run(path, "-p", "in the", "-n", 9, *GREEDY).stdout

@@ -14,6 +14,7 @@ from onebit.cli.sampling import (
     ContextShift,
     Draft,
     Isa,
+    Kv,
     Lookup,
     MaxNewTokens,
     MinP,
@@ -66,6 +67,7 @@ def chat(
     lookup: Lookup = False,
     speculate_tokens: SpeculateTokens = None,
     context_shift: ContextShift = None,
+    kv: Kv = "default",
 ) -> None:
     """Talk to a model.
 
@@ -80,7 +82,7 @@ def chat(
         raise ConfigError(f"--model-dir and MODEL ('{model}') both name a model; drop one of them")
     path = resolve_model(model_dir or model)
     loaded = Model(path, threads=threads, isa=isa)
-    session = loaded.session()  # keeps what the next prompt shares with the last one
+    session = loaded.session(kv=kv)  # keeps what the next prompt shares with the last one
     drafting = Model(resolve_model(draft), threads=threads, isa=isa).session() if draft else None
     draws = secrets.randbits(32) if seed is None else seed
 

@@ -12,6 +12,7 @@ from onebit.cli.sampling import (
     ContextShift,
     Draft,
     Isa,
+    Kv,
     Lookup,
     MaxNewTokens,
     MinP,
@@ -58,6 +59,7 @@ def generate(
     lookup: Lookup = False,
     speculate_tokens: SpeculateTokens = None,
     context_shift: ContextShift = None,
+    kv: Kv = "default",
     json: Annotated[
         bool, typer.Option("--json", help="Print prompt, text and figures as JSON, nothing before.")
     ] = False,
@@ -93,6 +95,7 @@ def generate(
         lookup=lookup,
         speculate_tokens=speculate_tokens,
         context_shift=context_shift,
+        session=None if kv == "default" else loaded.session(kv=kv),
         **sampling,
     )
     if json:

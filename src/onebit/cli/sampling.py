@@ -11,6 +11,7 @@ __all__ = [
     "ContextShift",
     "Draft",
     "Isa",
+    "Kv",
     "Lookup",
     "MaxNewTokens",
     "MinP",
@@ -108,6 +109,15 @@ SpeculateTokens: TypeAlias = Annotated[
         min=1,
         max=31,
         help="Propose at most this many tokens at once [default: 15].",
+        rich_help_panel=_ENGINE,
+    ),
+]
+Kv: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        "--kv",
+        metavar="TYPE",
+        help="How keys and values are kept: float16 (the default), float32, or int8, which takes the least memory.",
         rich_help_panel=_ENGINE,
     ),
 ]

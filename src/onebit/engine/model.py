@@ -36,8 +36,8 @@ class Model:
 
     ``threads`` None takes the physical cores this process may use. ``verify`` False skips the tensors' checksums (the
     header's is always checked). ``isa`` forces one of the instruction sets; the logits are the same bits in each.
-    ``copy`` reads the file into large pages, which decodes faster where mapped files have small ones, and takes its size
-    in memory.
+    ``copy`` reads the file into large pages, which decodes faster where mapped files have small ones, and takes its
+    size in memory.
     """
 
     def __init__(
@@ -58,7 +58,9 @@ class Model:
         number = c.library().ob_isa_from_name((isa or "auto").encode())
         if not c.library().ob_isa_available(number):
             raise EngineError(f"this processor or build cannot run isa={isa!r}; leave it out to take the best there is")
-        options = c.CModelOptions(isa=number, skip_tensor_check=0 if verify else 1, num_threads=self.threads, copy=int(copy))
+        options = c.CModelOptions(
+            isa=number, skip_tensor_check=0 if verify else 1, num_threads=self.threads, copy=int(copy)
+        )
         error = c.Error()
         status = c.library().ob_load(
             os.fsencode(self.path), ctypes.byref(options), ctypes.byref(self._handle), ctypes.byref(error)
