@@ -28,6 +28,7 @@ from typing import Any
 
 from engine_figures import figures, print_figures
 from onebit.engine import Model
+from onebit.engine.limits import int8_peak
 from onebit.eval.speed import SpeedPlan, measure_speed
 from onebit.formats.random_shapes import BODY_LAYOUTS, SHAPES, shape_file_name, write_shape
 
@@ -67,6 +68,8 @@ def ours(work: Path, shape: str, prompts: tuple[int, ...] = PROMPTS) -> Iterator
         plan = SpeedPlan(prompt_lengths=prompts, new_tokens=NEW_TOKENS, threads=(threads,), kv="float16", rounds=1)
         result = measure_speed(path, plan)
         limits = {"gb_per_s": result.bandwidths[threads][0], "int8_gops": next(iter(result.peaks[threads]), None)}
+        limits["avx512_gops"] = int8_peak("avx512", threads)  # beside tiles (AMX) the yardstick of the sets before
+        limits["body_weights"] = result.bytes.body_weights
         yield {"part": "limits", "what": "limits", "tokens": 0, "threads": threads, "isa": result.isa, **limits}
         for speed in result.speeds:
             yield {
