@@ -85,6 +85,27 @@ INLINE void row_tokens(const ob_weights *w, const ob_inputs *in, const uint8_t *
     store_row(w, in, row, first, tokens, 1.0f, sums, y, y_stride);
 }
 
+/* Four whole rows of int8 in the file, one token. The next four rows' lines are asked for while these are summed: what a
+ * processor's prefetchers miss at the ends of pages and rows costs an eighth of the memory's speed otherwise. */
+INLINE void four_rows(const ob_weights *w, const ob_inputs *in, uint32_t row, uint32_t token, float *y, size_t y_stride) {
+    const uint8_t *codes = w->data + row * w->row_stride;
+    const int8_t *x = in->codes_TK + token * in->codes_stride;
+    vec acc[4] = {zero(), zero(), zero(), zero()};
+    for (uint32_t k = 0; k < w->cols; k += QUAD_BYTES)
+        UNROLL for (int r = 0; r < 4; r++) {
+            const uint8_t *at = codes + r * w->row_stride + k;
+            __builtin_prefetch(at + 4 * w->row_stride);
+            UNROLL for (int h = 0; h < HALVES; h++)
+                acc[r] = dot(acc[r], signed_weights(load(at + h * VEC_BYTES)), load(x + k + h * VEC_BYTES));
+        }
+    int32_t sums[4];
+    store4(sums, fold(pair_up(acc[0], acc[1], acc[2], acc[3])));
+    for (uint32_t r = 0; r < 4; r++) {
+        float sum = without_offset(sums[r], in->sums_TG[token]);
+        store_row(w, in, row + r, token, 1, ob_scale_at(w, row + r, 0), &sum, y, y_stride);
+    }
+}
+
 /* Inputs [begin, begin + count) of a row. Only base 3 starts a group with a new byte. */
 INLINE void unpack_range(const ob_weights *w, uint32_t row, uint32_t begin, uint32_t count, int8_t *codes) {
     if (w->layout != OB_LAYOUT_TERNARY5) {
@@ -101,7 +122,11 @@ INLINE void unpack_range(const ob_weights *w, uint32_t row, uint32_t begin, uint
 
 INLINE void linear_rows(const ob_weights *w, const ob_inputs *in, uint32_t row_begin, uint32_t row_end, float *y,
                         size_t y_stride, uint8_t *work) {
-    for (uint32_t row = row_begin; row < row_end; row++) {
+    uint32_t row = row_begin;
+    if (w->layout == OB_LAYOUT_INT8 && w->granularity != OB_GRANULARITY_GROUP && in->num_tokens < 4)
+        for (; row + 4 <= row_end; row += 4)
+            for (uint32_t t = 0; t < in->num_tokens; t++) four_rows(w, in, row, t, y, y_stride);
+    for (; row < row_end; row++) {
         const uint8_t *codes = work;
         if (w->layout == OB_LAYOUT_INT8) codes = w->data + row * w->row_stride;
         else unpack_range(w, row, 0, w->cols, (int8_t *)work);
