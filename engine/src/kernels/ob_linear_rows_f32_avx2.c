@@ -1,7 +1,7 @@
 /* Linear layers with float inputs, AVX2: the 16 lanes of the fixed order are two registers. */
 #include "ob_kernels.h"
 
-#ifdef OB_X86
+#if defined(OB_X86) && defined(__GNUC__)
 #include <immintrin.h>
 
 #define TARGET OB_TARGET("avx2,f16c")

@@ -1,7 +1,7 @@
 /* Linear layers with float inputs, AVX-512: one register is the 16 lanes of the fixed order. */
 #include "ob_kernels.h"
 
-#ifdef OB_X86
+#if defined(OB_X86) && defined(__GNUC__)
 #include <immintrin.h>
 
 #define TARGET OB_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx2,f16c")

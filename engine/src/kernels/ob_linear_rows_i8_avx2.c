@@ -2,7 +2,7 @@
  * such products fit 16 bits, 2 * 128 * 127 = 32512, because an input is never -128. */
 #include "ob_kernels.h"
 
-#ifdef OB_X86
+#if defined(OB_X86) && defined(__GNUC__)
 #define TARGET OB_TARGET("avx2,f16c")
 #include "ob_linear_rows_i8_256.h"
 

@@ -1,7 +1,7 @@
 /* Linear layers of code rows with int8 inputs, AVX-512 VNNI: unsigned times signed, so a weight is its code plus 128. */
 #include "ob_kernels.h"
 
-#ifdef OB_X86
+#if defined(OB_X86) && defined(__GNUC__)
 #include <immintrin.h>
 
 #define TARGET OB_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,f16c")

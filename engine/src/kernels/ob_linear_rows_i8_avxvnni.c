@@ -1,7 +1,7 @@
 /* Linear layers of code rows with int8 inputs, AVX-VNNI: unsigned times signed, so a weight is its code plus 128. */
 #include "ob_kernels.h"
 
-#ifdef OB_X86
+#if defined(OB_X86) && defined(__GNUC__)
 #define TARGET OB_TARGET("avxvnni,avx2,f16c")
 #include "ob_linear_rows_i8_256.h"
 
