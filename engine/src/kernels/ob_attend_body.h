@@ -9,16 +9,10 @@
 enum {
     BLOCK = OB_ATTEND_BLOCK,
     QUERIES = 4,         /* of a tile */
-    CHUNK = 64,          /* queries that share a block's rows as float32 */
+    CHUNK = 128,         /* queries that share a block's rows as float32; a quarter where they have copies */
     BLOCKS = W / 4,      /* groups of 4 lanes in a register */
-#if defined(OB_SET_NEON)
-    STEPS = 4,           /* rows of a tile: BLOCKS * STEPS */
-#elif defined(OB_SET_WASM)
-    STEPS = 2,
-#else
-    STEPS = 1,
-#endif
-    ROWS = BLOCKS * STEPS,
+    STEPS = W == 4 ? 2 : 1, /* a tile of scores has BLOCKS * STEPS rows, or up to 4 times as many for few queries */
+    ROWS = 4 * BLOCKS,
     WIDE = W == 16 ? 4 : W == 8 ? 2 : 4 /* registers of a value row that a tile of values holds for each query */
 };
 
@@ -87,8 +81,9 @@ INLINE vfloat fold_parts(const vfloat parts[PARTS]) {
 typedef struct rows {
     const uint8_t *data;
     size_t stride;
-    const float *scales; /* int8: [BLOCK, num_scales] */
+    const float *scales; /* int8: [BLOCK, num_scales], then 3 more floats */
     uint32_t num_scales;
+    const uint8_t *ahead; /* rows of the same stride that are read after these, to be fetched meanwhile; or NULL */
 } rows;
 
 INLINE vfloat read(uint32_t type, const uint8_t *row, const float *scales, uint32_t d) {
@@ -97,14 +92,16 @@ INLINE vfloat read(uint32_t type, const uint8_t *row, const float *scales, uint3
     return load((const float *)(const void *)row + d);
 }
 
-/* The float16 scales of a block's int8 rows as floats. */
+INLINE void fetch_row(const rows *r, size_t p) {
+    if (r->ahead)
+        for (size_t at = 0; at < r->stride; at += 64) __builtin_prefetch(r->ahead + p * r->stride + at);
+}
+
+/* The float16 scales of a block's int8 rows as floats. A row's scales are padded to 16 bytes when head_dim is a multiple
+ * of 16, so four at a time stay inside it; what they write beyond the row's the next row overwrites. */
 INLINE void read_scales(const uint8_t *data, size_t stride, uint32_t head_dim, uint32_t count, uint32_t num_scales, float *scales) {
     for (uint32_t p = 0; p < count; p++)
-        for (uint32_t g = 0; g < num_scales; g++) {
-            uint16_t half;
-            memcpy(&half, data + p * stride + head_dim + 2 * g, 2);
-            scales[p * num_scales + g] = half_value(half);
-        }
+        for (uint32_t g = 0; g < num_scales; g += 4) four_halves(data + p * stride + head_dim + 2 * g, scales + p * num_scales + g);
 }
 
 /* ---- one tile ---- */
@@ -118,35 +115,37 @@ typedef struct tile {
 
 /* The scores of `count` rows, not yet scaled; up to W - 1 more are written, copies of the last. */
 INLINE void score_tile(uint32_t type, const tile *t, int queries, const rows *r, uint32_t count) {
+    const int steps = queries == 1 ? 4 : queries == 2 ? 2 : STEPS, num_rows = BLOCKS * steps; /* constants after inlining */
     for (uint32_t first = 0; first < count; first += W) {
         vfloat four[QUERIES][4];
-        for (uint32_t step = 0; step < 4; step += STEPS) {
+        for (uint32_t step = 0; step < 4; step += (uint32_t)steps) {
             const uint8_t *row[ROWS];
             const float *scales[ROWS];
-            UNROLL for (uint32_t j = 0; j < ROWS; j++) {
+            UNROLL for (uint32_t j = 0; j < (uint32_t)num_rows; j++) {
                 uint32_t p = first + 4 * (j % BLOCKS) + step + j / BLOCKS;
                 p = p < count ? p : count - 1;
                 row[j] = r->data + p * r->stride;
                 scales[j] = r->scales + p * r->num_scales;
+                fetch_row(r, p);
             }
             vfloat sums[QUERIES][ROWS][PARTS];
             UNROLL for (int part = 0; part < PARTS; part++) {
                 vfloat acc[QUERIES][ROWS];
                 UNROLL for (int i = 0; i < queries; i++)
-                    UNROLL for (int j = 0; j < ROWS; j++) acc[i][j] = (vfloat){0};
+                    UNROLL for (int j = 0; j < num_rows; j++) acc[i][j] = (vfloat){0};
                 for (uint32_t d = (uint32_t)(part * W); d < t->dim; d += OB_LANES) {
                     vfloat key[ROWS];
-                    UNROLL for (int j = 0; j < ROWS; j++) key[j] = read(type, row[j], scales[j], d);
+                    UNROLL for (int j = 0; j < num_rows; j++) key[j] = read(type, row[j], scales[j], d);
                     UNROLL for (int i = 0; i < queries; i++) {
                         vfloat q = load(t->q[i] + d);
-                        UNROLL for (int j = 0; j < ROWS; j++) acc[i][j] += q * key[j];
+                        UNROLL for (int j = 0; j < num_rows; j++) acc[i][j] += q * key[j];
                     }
                 }
                 UNROLL for (int i = 0; i < queries; i++)
-                    UNROLL for (int j = 0; j < ROWS; j++) sums[i][j][part] = acc[i][j];
+                    UNROLL for (int j = 0; j < num_rows; j++) sums[i][j][part] = acc[i][j];
             }
             UNROLL for (int i = 0; i < queries; i++)
-                UNROLL for (int s = 0; s < STEPS; s++) {
+                UNROLL for (int s = 0; s < steps; s++) {
                     vfloat folded[BLOCKS];
                     UNROLL for (int b = 0; b < BLOCKS; b++) folded[b] = fold_parts(sums[i][s * BLOCKS + b]);
                     four[i][step + s] = four_lanes_each(folded);
@@ -161,10 +160,14 @@ INLINE void value_part(uint32_t type, const tile *t, int queries, const rows *r,
     vfloat acc[QUERIES][2 * WIDE];
     UNROLL for (int i = 0; i < queries; i++)
         UNROLL for (int j = 0; j < wide; j++) acc[i][j] = load(t->out[i] + d + j * W) * t->factor[i];
+    const int bytes = wide * W * (type == OB_KV_FLOAT32 ? 4 : type == OB_KV_FLOAT16 ? 2 : 1);
+    const size_t start = (size_t)d * (type == OB_KV_FLOAT32 ? 4 : type == OB_KV_FLOAT16 ? 2 : 1);
     const uint8_t *row = r->data + begin * r->stride;
     const float *scales = r->scales + begin * r->num_scales;
     for (uint32_t p = begin; p < end; p++, row += r->stride, scales += r->num_scales) {
         vfloat value[2 * WIDE];
+        if (r->ahead)
+            UNROLL for (int at = 0; at < bytes; at += 64) __builtin_prefetch(r->ahead + p * r->stride + start + at);
         UNROLL for (int j = 0; j < wide; j++) value[j] = read(type, row, scales, d + (uint32_t)(j * W));
         UNROLL for (int i = 0; i < queries; i++) {
             vfloat weight = all(t->scores[i][p]);
@@ -215,6 +218,9 @@ typedef struct chunk {
     uint32_t dim;            /* head_dim up to a multiple of 16 */
     uint32_t num_scales, copies; /* copies: q and out lie in work, padded */
     float *scores, *best, *factor, *lanes, *keys, *values, *key_scales, *value_scales, *q, *out;
+    uint32_t seen[CHUNK];  /* positions that each query sees */
+    const float *q_rows[CHUNK];
+    float *out_rows[CHUNK]; /* where they are summed */
 } chunk;
 
 INLINE float *take(uint8_t *work, size_t *used, size_t floats) {
@@ -230,8 +236,8 @@ INLINE int lay_out(chunk *c, uint8_t *work) {
     c->best = take(work, &used, CHUNK);
     c->factor = take(work, &used, CHUNK + QUERIES);
     c->lanes = take(work, &used, queries * OB_LANES);
-    c->key_scales = take(work, &used, (size_t)BLOCK * c->num_scales);
-    c->value_scales = take(work, &used, (size_t)BLOCK * c->num_scales);
+    c->key_scales = take(work, &used, (size_t)BLOCK * c->num_scales + 3);
+    c->value_scales = take(work, &used, (size_t)BLOCK * c->num_scales + 3);
     c->keys = take(work, &used, (size_t)BLOCK * c->dim);
     c->values = take(work, &used, (size_t)BLOCK * c->dim);
     c->q = take(work, &used, c->copies ? queries * c->dim : 0);
@@ -239,8 +245,10 @@ INLINE int lay_out(chunk *c, uint8_t *work) {
     return used <= OB_WORK_BYTES;
 }
 
-INLINE uint32_t positions_of(const chunk *c, uint32_t query) {
-    return c->a->num_positions - c->a->num_tokens + (c->first + query) / c->a->heads + 1;
+/* How many of the `count` positions from begin on a query sees. */
+INLINE uint32_t seen_of(const chunk *c, uint32_t query, uint32_t begin, uint32_t count) {
+    uint32_t left = c->seen[query] - begin;
+    return left < count ? left : count;
 }
 
 INLINE const float *query_row(const chunk *c, uint32_t query) {
@@ -257,32 +265,32 @@ INLINE void make_tile(const chunk *c, uint32_t query, uint32_t queries, tile *t)
     t->dim = c->dim;
     t->factor = c->factor + query;
     for (uint32_t i = 0; i < queries; i++) {
-        t->q[i] = c->copies ? c->q + (query + i) * c->dim : query_row(c, query + i);
-        t->out[i] = c->copies ? c->out + (query + i) * c->dim : out_row(c, query + i);
+        t->q[i] = c->q_rows[query + i];
+        t->out[i] = c->out_rows[query + i];
         t->scores[i] = c->scores + (query + i) * BLOCK;
     }
 }
 
 INLINE void start_queries(chunk *c) {
     for (uint32_t i = 0; i < c->queries; i++) {
-        float *out = c->copies ? c->out + i * c->dim : out_row(c, i);
-        memset(out, 0, c->dim * sizeof *out);
-        memset(c->lanes + i * OB_LANES, 0, OB_LANES * sizeof(float));
+        c->seen[i] = c->a->num_positions - c->a->num_tokens + (c->first + i) / c->a->heads + 1;
+        c->q_rows[i] = query_row(c, i);
+        c->out_rows[i] = c->copies ? c->out + i * c->dim : out_row(c, i);
         c->best[i] = -FLT_MAX;
+        memset(c->out_rows[i], 0, c->dim * sizeof(float));
+        memset(c->lanes + i * OB_LANES, 0, OB_LANES * sizeof(float));
         if (!c->copies) continue;
         memset(c->q + i * c->dim, 0, c->dim * sizeof(float));
-        memcpy(c->q + i * c->dim, query_row(c, i), c->a->head_dim * sizeof(float));
+        memcpy(c->q + i * c->dim, c->q_rows[i], c->a->head_dim * sizeof(float));
+        c->q_rows[i] = c->q + i * c->dim;
     }
 }
 
-INLINE void finish_queries(chunk *c) {
+INLINE void finish_queries(const chunk *c) {
     for (uint32_t i = 0; i < c->queries; i++) {
-        const float *from = c->copies ? c->out + i * c->dim : out_row(c, i);
-        float *out = out_row(c, i), inverse = 1.0f / ob_tree16(c->lanes + i * OB_LANES);
-        if (c->copies)
-            for (uint32_t d = 0; d < c->a->head_dim; d++) out[d] = from[d] * inverse;
-        else
-            for (uint32_t d = 0; d < c->dim; d += W) store(out + d, load(from + d) * inverse);
+        float *from = c->out_rows[i], inverse = 1.0f / ob_tree16(c->lanes + i * OB_LANES);
+        for (uint32_t d = 0; d < c->dim; d += W) store(from + d, load(from + d) * inverse);
+        if (c->copies) memcpy(out_row(c, i), from, c->a->head_dim * sizeof(float));
     }
 }
 
@@ -293,6 +301,7 @@ INLINE rows widen(const chunk *c, const rows *r, uint32_t count, float *to) {
         const uint8_t *row = r->data + p * r->stride;
         const float *scales = r->scales + p * r->num_scales;
         float *x = to + p * c->dim;
+        fetch_row(r, p);
         if (c->copies) {
             memset(x, 0, c->dim * sizeof *x);
             ob_kv_load_ref(type, row, c->a->head_dim, x);
@@ -301,14 +310,14 @@ INLINE rows widen(const chunk *c, const rows *r, uint32_t count, float *to) {
         else
             for (uint32_t d = 0; d < c->dim; d += W) store(x + d, read(OB_KV_INT8, row, scales, d));
     }
-    return (rows){(const uint8_t *)to, c->dim * sizeof(float), r->scales, 0};
+    return (rows){(const uint8_t *)to, c->dim * sizeof(float), r->scales, 0, NULL};
 }
 
 /* Scores become weights of the values; best, factor and the lanes of the sum follow. */
-INLINE void weigh(chunk *c, uint32_t first, uint32_t begin, uint32_t count) {
+INLINE void weigh(const chunk *c, uint32_t first, uint32_t begin, uint32_t count) {
     for (uint32_t i = first; i < c->queries; i++) {
         float *scores = c->scores + i * BLOCK;
-        uint32_t left = positions_of(c, i) - begin, n = left < count ? left : count;
+        uint32_t n = seen_of(c, i, begin, count);
         vfloat most = all(c->best[i]);
         for (uint32_t p = 0; p < n; p += W) store(scores + p, load(scores + p) * c->a->scale);
         for (uint32_t p = n; p % OB_LANES; p++) scores[p] = ob_float_from_bits(0xff800000u); /* minus infinity: weight 0 */
@@ -320,7 +329,7 @@ INLINE void weigh(chunk *c, uint32_t first, uint32_t begin, uint32_t count) {
     for (uint32_t i = first / W * W; i < c->queries; i += W) store(c->factor + i, exp_lanes(load(c->factor + i)));
     for (uint32_t i = first; i < c->queries; i++) {
         float *scores = c->scores + i * BLOCK, *lanes = c->lanes + i * OB_LANES;
-        uint32_t left = positions_of(c, i) - begin, n = left < count ? left : count;
+        uint32_t n = seen_of(c, i, begin, count);
         vfloat sums[PARTS];
         UNROLL for (int p = 0; p < PARTS; p++) sums[p] = load(lanes + p * W) * c->factor[i];
         for (uint32_t at = 0; at < n; at += OB_LANES)
@@ -338,22 +347,22 @@ INLINE void add_values(const chunk *c, uint32_t query, uint32_t queries, uint32_
     static const float one[QUERIES] = {1.0f, 1.0f, 1.0f, 1.0f};
     tile t;
     make_tile(c, query, queries, &t);
-    uint32_t left = positions_of(c, query) - begin, shared = left < count ? left : count;
+    uint32_t shared = seen_of(c, query, begin, count);
     values_of(type, &t, queries, r, 0, shared);
     for (uint32_t i = 1; i < queries; i++) {
-        left = positions_of(c, query + i) - begin;
-        uint32_t end = left < count ? left : count;
+        uint32_t end = seen_of(c, query + i, begin, count);
         if (end == shared) continue;
         tile single = {{NULL}, {t.out[i]}, {t.scores[i]}, one, t.dim};
         values_of(type, &single, 1, r, shared, end);
     }
 }
 
-INLINE void attend_block(chunk *c, uint32_t first, uint32_t begin, uint32_t count) {
+INLINE void attend_block(const chunk *c, uint32_t first, uint32_t begin, uint32_t count) {
     const ob_attention *a = c->a;
-    rows keys = {a->keys + begin * a->row_bytes, a->row_bytes, c->key_scales, c->num_scales};
-    rows values = {a->values + begin * a->row_bytes, a->row_bytes, c->value_scales, c->num_scales};
+    rows keys = {a->keys + begin * a->row_bytes, a->row_bytes, c->key_scales, c->num_scales, a->values + begin * a->row_bytes};
+    rows values = {a->values + begin * a->row_bytes, a->row_bytes, c->value_scales, c->num_scales, a->keys + (begin + BLOCK) * a->row_bytes};
     uint32_t type = a->kv_type;
+    if (type == OB_KV_FLOAT32 && c->queries - first > QUERIES) keys.ahead = values.ahead = NULL; /* read over and over */
     if (c->num_scales) {
         read_scales(keys.data, keys.stride, a->head_dim, count, c->num_scales, c->key_scales);
         read_scales(values.data, values.stride, a->head_dim, count, c->num_scales, c->value_scales);
@@ -364,10 +373,9 @@ INLINE void attend_block(chunk *c, uint32_t first, uint32_t begin, uint32_t coun
     }
     for (uint32_t i = first; i < c->queries; i += QUERIES) {
         uint32_t queries = c->queries - i < QUERIES ? c->queries - i : QUERIES;
-        uint32_t left = positions_of(c, i + queries - 1) - begin;
         tile t;
         make_tile(c, i, queries, &t);
-        scores_of(type, &t, queries, &keys, left < count ? left : count);
+        scores_of(type, &t, queries, &keys, seen_of(c, i + queries - 1, begin, count));
     }
     weigh(c, first, begin, count);
     for (uint32_t i = first; i < c->queries; i += QUERIES)
@@ -376,9 +384,9 @@ INLINE void attend_block(chunk *c, uint32_t first, uint32_t begin, uint32_t coun
 
 INLINE void attend_chunk(chunk *c) {
     start_queries(c);
-    uint32_t end = positions_of(c, c->queries - 1), first = 0;
+    uint32_t end = c->seen[c->queries - 1], first = 0;
     for (uint32_t begin = 0; begin < end; begin += BLOCK) {
-        while (positions_of(c, first) <= begin) first++; /* queries that see nothing of this block */
+        while (c->seen[first] <= begin) first++; /* queries that see nothing of this block */
         attend_block(c, first, begin, end - begin < BLOCK ? end - begin : BLOCK);
     }
     finish_queries(c);
@@ -387,8 +395,9 @@ INLINE void attend_chunk(chunk *c) {
 TARGET static void attend(const ob_attention *a, uint8_t *work) {
     uint32_t total = a->num_tokens * a->heads, copies = a->head_dim % OB_LANES != 0;
     uint32_t num_scales = a->kv_type == OB_KV_INT8 && !copies ? (a->head_dim + OB_KV_GROUP - 1) / OB_KV_GROUP : 0;
-    for (uint32_t first = 0; first < total; first += CHUNK) {
-        chunk c = {.a = a, .first = first, .queries = total - first < CHUNK ? total - first : CHUNK,
+    uint32_t most = copies ? CHUNK / 4 : CHUNK;
+    for (uint32_t first = 0; first < total; first += most) {
+        chunk c = {.a = a, .first = first, .queries = total - first < most ? total - first : most,
                    .dim = (a->head_dim + OB_LANES - 1) / OB_LANES * OB_LANES, .num_scales = num_scales, .copies = copies};
         if (!lay_out(&c, work)) {
             ob_attend_ref(a, NULL);

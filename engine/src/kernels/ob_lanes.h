@@ -52,15 +52,6 @@ INLINE float tree(const vfloat parts[PARTS]) {
     return ob_tree16(lanes);
 }
 
-/* Of a sum or a largest, where order does not matter. */
-INLINE float largest_lane(vfloat v) {
-    float lanes[W], most;
-    store(lanes, v);
-    most = lanes[0];
-    UNROLL for (int l = 1; l < W; l++) most = lanes[l] > most ? lanes[l] : most;
-    return most;
-}
-
 INLINE int32_t sum_lanes(vint v) {
     int32_t sum = 0;
     UNROLL for (int l = 0; l < W; l++) sum += v[l];
@@ -162,11 +153,27 @@ INLINE void store_half(uint8_t *to, vfloat v) {
 
 #endif
 
-INLINE float half_value(uint16_t half) {
-#if defined(OB_SET_AVX512) || defined(OB_SET_AVX2)
-    return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(half)));
+/* No lane is NaN. */
+INLINE float largest_lane(vfloat v) {
+#if defined(OB_SET_AVX512)
+    return _mm512_reduce_max_ps((__m512)v);
+#elif defined(OB_SET_NEON)
+    return vmaxvq_f32(v);
 #else
-    return ob_half_to_float(half);
+    float lanes[W];
+    store(lanes, v);
+    for (int width = W / 2; width; width /= 2)
+        for (int l = 0; l < width; l++) lanes[l] = lanes[l] > lanes[l + width] ? lanes[l] : lanes[l + width];
+    return lanes[0];
+#endif
+}
+
+/* Four float16 as floats. */
+INLINE void four_halves(const uint8_t *from, float *to) {
+#if defined(OB_SET_AVX512) || defined(OB_SET_AVX2)
+    _mm_storeu_ps(to, _mm_cvtph_ps(_mm_loadl_epi64((const __m128i *)(const void *)from)));
+#else
+    store(to, load_half(from));
 #endif
 }
 
