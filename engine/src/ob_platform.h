@@ -34,6 +34,16 @@ void *memmove(void *to, const void *from, size_t bytes);
 #define OB_INLINE static inline
 #endif
 
+/* The loop that follows has a constant number of rounds, and arrays of registers in it: it must be unrolled whole. Clang
+ * reads GCC's pragma without a word and does nothing. */
+#if defined(__clang__)
+#define OB_UNROLL _Pragma("clang loop unroll(full)")
+#elif defined(__GNUC__)
+#define OB_UNROLL _Pragma("GCC unroll 16")
+#else
+#define OB_UNROLL
+#endif
+
 #if defined(__x86_64__) || defined(_M_X64)
 #define OB_X86 1
 #endif

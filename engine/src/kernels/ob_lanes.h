@@ -26,7 +26,7 @@
 #endif
 
 #define INLINE TARGET OB_INLINE
-#define UNROLL _Pragma("GCC unroll 16")
+#define UNROLL OB_UNROLL
 
 enum { W = WIDTH, PARTS = OB_LANES / W }; /* PARTS registers hold the 16 lanes of a sum */
 

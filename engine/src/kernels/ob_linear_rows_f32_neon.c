@@ -6,7 +6,7 @@
 
 #define TARGET
 #define INLINE OB_INLINE
-#define UNROLL _Pragma("GCC unroll 4")
+#define UNROLL OB_UNROLL
 
 enum { ROWS = 4, TOKENS = 4 };
 typedef float32x4_t f32x4;

@@ -1,7 +1,7 @@
 /* The registers of ob_linear_rows_i8_128.h on NEON. The file that includes this defines TARGET and DOT(acc, w, x): four
  * products to each 32-bit lane. */
 #define INLINE TARGET OB_INLINE
-#define UNROLL _Pragma("GCC unroll 4")
+#define UNROLL OB_UNROLL
 
 enum { ROWS = 4, MAX_TOKENS = 4 };
 typedef int32x4_t i32x4;

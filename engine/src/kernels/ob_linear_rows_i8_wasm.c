@@ -6,7 +6,7 @@
 
 #define TARGET
 #define INLINE OB_INLINE
-#define UNROLL _Pragma("GCC unroll 4")
+#define UNROLL OB_UNROLL
 
 enum { ROWS = 4, MAX_TOKENS = 2 };
 typedef int32_t i32x4 __attribute__((vector_size(16)));

@@ -9,7 +9,7 @@
 
 #define TARGET OB_TARGET_ARM_I8MM
 #define INLINE TARGET OB_INLINE
-#define UNROLL _Pragma("GCC unroll 8")
+#define UNROLL OB_UNROLL
 
 enum { MAX_TOKENS = 8, MAX_QUARTERS = 4, QUARTER_BYTES = 32, PAIR_BYTES = 128 };
 

@@ -6,7 +6,7 @@
  *             every term is a multiple of the place); the top plane would be negative and is shifted
  *   ternary5  with s(j) of ob_t16_digits_neon.h the sum is (3 A - B) / 256, A = sum s(j) x, B = sum s(j + 1) x */
 #define INLINE TARGET OB_INLINE
-#define UNROLL _Pragma("GCC unroll 8")
+#define UNROLL OB_UNROLL
 
 enum { MAX_TOKENS = 8, MAX_QUARTERS = 4, QUARTER_BYTES = 16 };
 

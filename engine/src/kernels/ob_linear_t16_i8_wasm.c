@@ -16,7 +16,7 @@
 
 #define TARGET
 #define INLINE OB_INLINE
-#define UNROLL _Pragma("GCC unroll 8")
+#define UNROLL OB_UNROLL
 
 enum { MAX_TOKENS = 4, MAX_QUARTERS = 4, QUARTER_BYTES = 16, RUN_TILES = 1024 };
 
