@@ -2,10 +2,11 @@
  * what follows row by row done while they are in the cache. */
 #include "ob_session.h"
 
-/* An item is about so many bytes of weights: some microseconds of decoding, so that handing it out does not count and a
- * slow neighbour is waited for no longer than that. With many tokens an item lasts longer anyway, and has at least as
- * many rows as let a kernel unpack weights once for all tokens. */
-enum { ITEM_BYTES = 1 << 17, MANY_TOKENS = 8, MANY_ROWS = 64 };
+/* An item is about so many bytes of weights: tens of microseconds of decoding, so that the start of its stream does not
+ * count and a slow neighbour is waited for no longer than that; of less, every thread gets a part that is worth waking it
+ * for. With many tokens an item lasts longer anyway, and has at least as many rows as let a kernel unpack weights once for
+ * all tokens. */
+enum { ITEM_BYTES = 1 << 19, LEAST_BYTES = 1 << 14, MANY_TOKENS = 8, MANY_ROWS = 64 };
 
 typedef struct job {
     ob_session *s;
@@ -70,7 +71,9 @@ static void run(job *j) {
         if (!i || j->then == OB_THEN_NOTHING) j->total += num_blocks(j->products[i].w);
         bytes += num_blocks(j->products[i].w) * block_bytes(j->products[i].w);
     }
-    uint32_t items = (uint32_t)(bytes / ITEM_BYTES);
+    const uint32_t threads = j->s->parallel.num_threads;
+    uint32_t items = (uint32_t)(bytes / ITEM_BYTES + threads) / threads * threads; /* equal turns for all */
+    if (items == threads && bytes / LEAST_BYTES < threads) items = (uint32_t)(bytes / LEAST_BYTES);
     if (j->inputs->num_tokens >= MANY_TOKENS) items = j->total / (MANY_ROWS / OB_BLOCK_ROWS);
     if (items > j->total) items = j->total;
     ob_run(j->s, j->then == OB_THEN_NOTHING ? multiply_in_turn : multiply_and_finish, j, items ? items : 1);
