@@ -49,7 +49,9 @@ def emulate(processor: str, program: Path, *arguments: object) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("name", TESTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "test_kernels")) for name in TESTS]
+)
 def test_the_tests_in_c_pass(build: Path, name: str) -> None:
     emulate("max", build / name)
 

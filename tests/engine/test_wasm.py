@@ -53,7 +53,7 @@ def core(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return compile_wasm(tmp_path_factory.mktemp("wasm") / "onebit.wasm")
 
 
-@pytest.mark.parametrize("name", ["test_kernels", "test_rows", "test_attend"])
+@pytest.mark.parametrize("name", [pytest.param("test_kernels", marks=pytest.mark.slow), "test_rows", "test_attend"])
 def test_the_tests_in_c_pass(tmp_path: Path, name: str) -> None:
     headers = ["-isystem", WASM / "test" / "libc", f"-I{ROOT / 'engine/src'}", f"-I{ROOT / 'engine/src/kernels'}"]
     calls = [f"-fno-builtin-{function}" for function in ("printf", "fprintf", "snprintf")]
