@@ -22,7 +22,7 @@ const char options_help[] =
     "      --seed N              same seed, same text (default: the clock)\n"
     "      --threads N           (default: one a processor)\n"
     "      --kv TYPE             how keys and values are kept: float16 (default), float32 or int8, the least memory\n"
-    "      --isa NAME            scalar, avx2, avx512, neon... or auto (default)\n"
+    "      --isa NAME            scalar, avx2, avxvnni, avx512, amx, neon, i8mm or auto (default)\n"
     "      --draft FILE          a smaller model of the same tokenizer proposes tokens; the text stays the model's\n"
     "      --lookup              propose what followed earlier in the text (edits, quotations); same text\n"
     "      --speculate-tokens K  propose at most K tokens at once, 1 to 31 (default 15)\n"
@@ -117,7 +117,7 @@ static const char *read_value(options *o, const char *name, const char *value) {
         if (o->kv_type == OB_NUM_KV_TYPES) return complain(name, value, "float32, float16 or int8");
     } else if (is_option(name, "--isa")) {
         o->isa = ob_isa_from_name(value);
-        if (o->isa >= OB_NUM_ISAS) return complain(name, value, "scalar, avx2, avx512 or auto");
+        if (o->isa >= OB_NUM_ISAS) return complain(name, value, "scalar, avx2, avxvnni, avx512, amx, neon, i8mm or auto");
     } else return complain("option", name, "one that --help lists");
     return wrong;
 }

@@ -65,18 +65,23 @@ static void multiply_and_finish(void *argument, uint32_t item, uint32_t num_item
     finish_rows(j, begin, end);
 }
 
+/* How many items a job over so many bytes of weights is cut into: equal turns for every thread. */
+static uint64_t num_items(const job *j, uint64_t bytes) {
+    const uint64_t threads = j->s->parallel.num_threads;
+    if (j->inputs->num_tokens >= MANY_TOKENS) return j->total / (MANY_ROWS / OB_BLOCK_ROWS);
+    if (bytes / LEAST_BYTES < threads) return bytes / LEAST_BYTES;
+    return (bytes / ITEM_BYTES / threads + 1) * threads;
+}
+
 static void run(job *j) {
     uint64_t bytes = 0;
     for (uint32_t i = 0; i < j->count; i++) {
         if (!i || j->then == OB_THEN_NOTHING) j->total += num_blocks(j->products[i].w);
         bytes += num_blocks(j->products[i].w) * block_bytes(j->products[i].w);
     }
-    const uint32_t threads = j->s->parallel.num_threads;
-    uint32_t items = (uint32_t)(bytes / ITEM_BYTES + threads) / threads * threads; /* equal turns for all */
-    if (items == threads && bytes / LEAST_BYTES < threads) items = (uint32_t)(bytes / LEAST_BYTES);
-    if (j->inputs->num_tokens >= MANY_TOKENS) items = j->total / (MANY_ROWS / OB_BLOCK_ROWS);
+    uint64_t items = num_items(j, bytes);
     if (items > j->total) items = j->total;
-    ob_run(j->s, j->then == OB_THEN_NOTHING ? multiply_in_turn : multiply_and_finish, j, items ? items : 1);
+    ob_run(j->s, j->then == OB_THEN_NOTHING ? multiply_in_turn : multiply_and_finish, j, items ? (uint32_t)items : 1);
 }
 
 void ob_multiply(ob_session *s, const ob_norm *norm, ob_rows x, ob_rows normed, uint32_t num_tokens,

@@ -7,7 +7,8 @@
 
 /* Limits that keep every product of sizes inside 64 bits and every integer sum of a row inside 32: a row of 131072
  * int8 codes of -128 times inputs of 127 makes 2.13e9, below 2^31. */
-enum { OB_MAX_COLS = 131072, OB_MAX_VOCAB = 1 << 24, OB_MAX_POSITIONS = 1 << 24, OB_MAX_BATCH = 256, OB_MAX_THREADS = 256, OB_MAX_SEQUENCES = 1024 };
+enum { OB_MAX_COLS = 131072, OB_MAX_VOCAB = 1 << 24, OB_MAX_POSITIONS = 1 << 24, OB_MAX_BATCH = 256, OB_MAX_THREADS = 256,
+       OB_MAX_SEQUENCES = 1024 };
 
 enum { OB_KIND_TOKEN_EMBEDDING = 1, OB_KIND_POSITION_EMBEDDING, OB_KIND_FINAL_NORM, OB_KIND_FINAL_NORM_BIAS, OB_KIND_HEAD,
        OB_KIND_ATTENTION_NORM = 16, OB_KIND_ATTENTION_NORM_BIAS, OB_KIND_Q, OB_KIND_K, OB_KIND_V, OB_KIND_O, OB_KIND_Q_NORM,

@@ -65,6 +65,21 @@ static void enter_scalar(ob_kernels *k) {
     k->isa_rows = k->isa_attend = OB_ISA_SCALAR;
 }
 
+#if defined(OB_X86) && defined(__GNUC__)
+/* Each set builds on the one before it: what a family lacks, the narrower set's kernel serves. */
+static void enter_x86(ob_kernels *k, uint32_t isa) {
+    ob_enter_linear_t16_avx2(k), ob_enter_linear_rows_avx2(k), ob_enter_linear_rows_i8_avx2(k);
+    ob_enter_rows_avx2(k), ob_enter_attend_avx2(k);
+    if (isa >= OB_ISA_AVXVNNI && ob_isa_available(OB_ISA_AVXVNNI))
+        ob_enter_linear_t16_avxvnni(k), ob_enter_linear_rows_i8_avxvnni(k);
+    if (isa >= OB_ISA_AVX512) {
+        ob_enter_linear_t16_avx512(k), ob_enter_linear_rows_avx512(k), ob_enter_linear_rows_i8_avx512(k);
+        ob_enter_rows_avx512(k), ob_enter_attend_avx512(k);
+    }
+    if (isa == OB_ISA_AMX) ob_enter_linear_t16_amx(k);
+}
+#endif
+
 #ifdef OB_ARM
 /* Dot products came with ARMv8.2; what they make faster is there without them as well. */
 static void enter_neon(ob_kernels *k) {
@@ -88,16 +103,7 @@ int ob_kernels_choose(ob_kernels *k, uint32_t isa) {
     k->isa = isa = isa == OB_ISA_AUTO ? best_isa() : isa;
     enter_scalar(k);
 #if defined(OB_X86) && defined(__GNUC__)
-    /* Each set builds on the one before it: what a family lacks, the narrower set's kernel serves. */
-    if (isa >= OB_ISA_AVX2 && isa <= OB_ISA_AMX) ob_enter_linear_t16_avx2(k), ob_enter_linear_rows_avx2(k);
-    if (isa >= OB_ISA_AVXVNNI && isa <= OB_ISA_AMX && ob_isa_available(OB_ISA_AVXVNNI)) ob_enter_linear_t16_avxvnni(k);
-    if (isa >= OB_ISA_AVX512 && isa <= OB_ISA_AMX) ob_enter_linear_t16_avx512(k), ob_enter_linear_rows_avx512(k);
-    if (isa >= OB_ISA_AVX2 && isa <= OB_ISA_AMX) ob_enter_linear_rows_i8_avx2(k);
-    if (isa >= OB_ISA_AVXVNNI && isa <= OB_ISA_AMX && ob_isa_available(OB_ISA_AVXVNNI)) ob_enter_linear_rows_i8_avxvnni(k);
-    if (isa >= OB_ISA_AVX512 && isa <= OB_ISA_AMX) ob_enter_linear_rows_i8_avx512(k);
-    if (isa >= OB_ISA_AVX2 && isa <= OB_ISA_AMX) ob_enter_rows_avx2(k), ob_enter_attend_avx2(k);
-    if (isa >= OB_ISA_AVX512 && isa <= OB_ISA_AMX) ob_enter_rows_avx512(k), ob_enter_attend_avx512(k);
-    if (isa == OB_ISA_AMX) ob_enter_linear_t16_amx(k);
+    if (isa >= OB_ISA_AVX2 && isa <= OB_ISA_AMX) enter_x86(k, isa);
 #endif
 #ifdef OB_ARM
     if (isa == OB_ISA_NEON || isa == OB_ISA_I8MM) enter_neon(k);

@@ -6,7 +6,7 @@
 
 #define TARGET OB_TARGET("avx2,f16c")
 #define INLINE TARGET OB_INLINE
-#define UNROLL _Pragma("GCC unroll 4")
+#define UNROLL OB_UNROLL
 
 typedef struct lanes {
     __m256 low, high;

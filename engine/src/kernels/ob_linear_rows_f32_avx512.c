@@ -6,7 +6,7 @@
 
 #define TARGET OB_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx2,f16c")
 #define INLINE TARGET OB_INLINE
-#define UNROLL _Pragma("GCC unroll 4")
+#define UNROLL OB_UNROLL
 
 typedef __m512 lanes;
 enum { ROWS = 4, TOKENS = 4 };

@@ -2,7 +2,7 @@
 #include <immintrin.h>
 
 #define INLINE TARGET OB_INLINE
-#define UNROLL _Pragma("GCC unroll 16")
+#define UNROLL OB_UNROLL
 
 typedef int32_t vec __attribute__((vector_size(32)));
 typedef uint32_t vec_u __attribute__((vector_size(32)));

@@ -6,7 +6,7 @@
 
 #define TARGET OB_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,f16c")
 #define INLINE TARGET OB_INLINE
-#define UNROLL _Pragma("GCC unroll 16")
+#define UNROLL OB_UNROLL
 
 typedef int32_t vec __attribute__((vector_size(64)));
 typedef uint32_t vec_u __attribute__((vector_size(64)));

@@ -17,7 +17,7 @@
 #include <immintrin.h>
 
 #define INLINE TARGET OB_INLINE
-#define UNROLL _Pragma("GCC unroll 16")
+#define UNROLL OB_UNROLL
 
 /* ---- one vector: LANES rows ---- */
 
