@@ -13,7 +13,8 @@ it; a low loss matters less. Hence:
   teach to copy, which prompt look-up needs and which comes late: after 800 steps the target still predicted a copy no
   better than new text, while the tiny model of the package, after 4,000 steps of plain text, gets 65 % of its tokens;
 - target: BitNet's decoder, 8 layers of 512, relu squared without gates and sub-norms (benchmarks/LOG.md says why),
-  25,165,824 ternary weights, windows of 256 tokens, Muon, linear decay over the minutes it is given;
+  25,165,824 ternary weights, windows of 256 tokens, Muon. It grows: two layers first, which see four times the tokens
+  in the same time and learn to copy, then four, then eight, each new one adding nothing at its start;
 - draft: 2 layers of 320 (2,457,600 ternary weights), the same tokenizer. Few layers, because a draft's time is spent
   between its layers, and two are the least that can copy. It learns from a pool of windows that the target labelled
   with its 32 likeliest tokens: training text, edits, and the target's own continuations, greedy and sampled, which are
@@ -58,6 +59,7 @@ KEPT = 32  # the target's likeliest tokens that a label of the draft holds
 SAVE_SECONDS = 180
 IGNORED = -100
 COMMON: dict[str, Any] = {"use_swiglu": False, "use_sub_norm": False, "max_seq_len": POSITIONS}
+GROWTH = ((2, 0.3), (4, 0.25), (8, 0.45))  # layers of the target, and the share of its minutes they are trained for
 TARGET: dict[str, Any] = {"hidden_size": 512, "num_layers": 8, "num_heads": 8, "intermediate_size": 2048}
 DRAFT: dict[str, Any] = {"hidden_size": 320, "num_layers": 2, "num_heads": 5, "intermediate_size": 1280}
 
@@ -150,9 +152,26 @@ def train_target(folder: Path, text: Text, minutes: float) -> OneBitForCausalLM:
         rows = [*windows(text.train_N, 2, choose), pick(text.edits_BT, 1, choose)[0], repeat(text, choose)]
         return next_token_loss(model, torch.stack(rows))
 
-    model = make(TARGET, text.tokenizer)
-    train(model, loss_of, folder / "target.pt", minutes, 4e-3, lambda: held_out_loss(model, text))
+    model = None
+    for num_layers, share in GROWTH:
+        grown = make(TARGET | {"num_layers": num_layers}, text.tokenizer)
+        if model is not None:
+            grow(model, grown)
+        model, is_last = grown, num_layers == TARGET["num_layers"]
+        file = folder / ("target.pt" if is_last else f"target_{num_layers}_layers.pt")
+        train(model, loss_of, file, share * minutes, 4e-3, lambda m=model: held_out_loss(m, text), decay=is_last)
+    assert model is not None
     return model
+
+
+@torch.no_grad()
+def grow(small: OneBitForCausalLM, large: OneBitForCausalLM) -> None:
+    """`large` begins as `small` with layers on top that add nothing yet: what they write with is zero."""
+    trained = small.state_dict()
+    large.load_state_dict(trained, strict=False)
+    for name, parameter in large.named_parameters():
+        if name not in trained and name.endswith(("o_proj.weight", "down_proj.weight")):
+            parameter.zero_()
 
 
 def train_draft(folder: Path, pool: Pool, text: Text, minutes: float) -> OneBitForCausalLM:
@@ -219,8 +238,9 @@ def train(
     minutes: float,
     rate: float,
     evaluate: Callable[[], float],
+    decay: bool = True,
 ) -> None:
-    """Muon with a linear decay over `minutes` of wall-clock time, from the checkpoint if there is one."""
+    """Muon over `minutes` of wall-clock time, decaying linearly or not, from the checkpoint if there is one."""
     optimizer = Muon(muon_groups(model, decaying_parameter_names(model), 0.1), rate)
     step, spent = restore(checkpoint, model, optimizer)
     began, saved, losses = time.monotonic() - spent, time.monotonic(), []
@@ -228,7 +248,7 @@ def train(
     while (spent := time.monotonic() - began) < 60.0 * minutes:
         share = spent / (60.0 * minutes)
         for group in optimizer.param_groups:
-            group["lr"] = rate * min(1.0, (step + 1) / 50, (1.0 - share) / 0.95)
+            group["lr"] = rate * min(1.0, (step + 1) / 50, (1.0 - share) / 0.95 if decay else 1.0)
         loss = loss_of(model)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -300,8 +320,8 @@ def repeat(text: Text, choose: torch.Generator) -> Tensor:
 
 
 def logits(model: OneBitForCausalLM, tokens_BT: Tensor) -> Tensor:
-    """[B, T, V], float32; matrix products in bfloat16."""
-    with torch.autocast("cpu", torch.bfloat16):
+    """[B, T, V], float32; matrix products in bfloat16 where tiles (AMX) make them the faster ones."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_amx_tile_supported()):
         logits_BTV: Tensor = model(input_ids=tokens_BT, use_cache=False).logits
     return logits_BTV.float()
 

@@ -100,8 +100,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def _product_dtype(g: Tensor) -> torch.dtype:
-    """bfloat16 where its products are fast: the iteration forgives the rounding."""
-    if g.device.type != "cpu":
-        return torch.bfloat16
-    fast = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    """bfloat16 where its products are fast: the iteration forgives the rounding.
+
+    On CPU only tiles (AMX) make them faster than float32's; with AVX-512 alone they ran at 0.58 of it.
+    """
+    fast = g.device.type != "cpu" or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if fast else torch.float32
