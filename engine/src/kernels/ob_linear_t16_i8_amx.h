@@ -44,7 +44,7 @@ typedef struct unpacking {
 INLINE void unpack_until(uint32_t layout, unpacking *u, const uint8_t *end) {
     for (; u->to < end && u->tiles_left; u->tiles_left--, u->to += num_planes(layout) * PANEL_STEP)
         for (int v = 0; v < 2; v++) {
-            prefetch_ahead(u->from[v]);
+            prefetch_ahead(u->from[v], FAR_BYTES);
             unpack_vector(layout, u->from[v], u->to + v * VEC_BYTES);
             u->from[v] += OB_TILE_BYTES;
         }
