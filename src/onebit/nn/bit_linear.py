@@ -9,6 +9,7 @@ Shape suffixes: T tokens (any leading dimensions), I inputs, O outputs.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import get_args
 
 import torch
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from onebit.errors import ConfigError, OnebitError
+from onebit.nn import quantized_state
 from onebit.nn.schedule import Schedule
 from onebit.nn.straight_through_linear import straight_through_linear
 from onebit.quant import (
@@ -36,6 +38,7 @@ from onebit.quant import (
     straight_through,
     weight_codes,
 )
+from onebit.quant.exact_latents import latents_from_codes
 from onebit.quant.spec import check_name
 
 __all__ = ["BitLinear", "weight_quantizer_from"]
@@ -133,9 +136,36 @@ class BitLinear(nn.Linear):
 
     def quantized(self) -> Quantized:
         """Codes and scales of the weight as they are exported; OnebitError for a float layer, NaN or infinity."""
+        return quantize(self.weight.detach(), self.quantized_spec())
+
+    def get_memory_footprint(self) -> dict[str, float]:
+        """Bytes of the weight as float32 and as codes, and how many times smaller; see `quantized_state`."""
+        return quantized_state.memory_footprint(self.weight.numel(), self.quantized_spec())
+
+    def get_quantized_state(self) -> dict[str, Tensor]:
+        """Codes, scale, bias and quantiser as tensors, ready for safetensors; see `quantized_state`."""
+        return quantized_state.to_state(self.quantized(), self.bias)
+
+    @torch.no_grad()
+    def load_quantized_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `get_quantized_state` gave: the layer then computes the same and can be trained on.
+
+        The latents are made anew, so that the quantiser gives the same codes and scales; the quantiser comes with
+        them. Raises OnebitError for missing or unknown names, other shapes and impossible codes.
+        """
+        quantized, bias = quantized_state.from_state(state, self.weight_quantizer)
+        quantized_state.check_shapes(quantized, bias, self.weight, self.bias)
+        latents_OI = latents_from_codes(quantized, dtype=self.weight.dtype)
+        self.weight.copy_(latents_OI)
+        self.weight_quantizer = quantized.spec
+        if self.bias is not None and bias is not None:
+            self.bias.copy_(bias)
+
+    def quantized_spec(self) -> WeightQuantizer:
+        """The weight quantiser; OnebitError for a float layer."""
         if self.weight_quantizer is None:
             raise OnebitError("this layer has no weight quantiser: read its float weight instead")
-        return quantize(self.weight.detach(), self.weight_quantizer)
+        return self.weight_quantizer
 
     def extra_repr(self) -> str:
         spec = self.weight_quantizer
