@@ -36,6 +36,7 @@ COMMANDS: dict[str, CommandLine] = {
     "data": CommandLine("Train", "Turn text into token blocks, or fetch a known corpus."),
     "tokenizer": CommandLine("Train", "Train a byte-level BPE tokenizer on your text."),
     "train": CommandLine("Train", "Train a 1-bit or 1.58-bit model."),
+    "selfgen": CommandLine("Train", "Let a model write instruction data itself, and keep the good answers."),
     "export": CommandLine("Convert", "Write a checkpoint as one .1bit file."),
     "generate": CommandLine("Run", "Continue a prompt, streamed to the terminal."),
     "eval": CommandLine("Judge", "Loss, perplexity and bits per byte on a text file."),
