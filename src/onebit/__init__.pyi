@@ -1,3 +1,10 @@
+from onebit.compat.phase4_bitnet import BitNetQuantizer as BitNetQuantizer
+from onebit.compat.phase4_bitnet import CompressedModel as CompressedModel
+from onebit.compat.phase4_bitnet import Phase4Config as Phase4Config
+from onebit.compat.phase4_bitnet import activation_quant as activation_quant
+from onebit.compat.phase4_bitnet import apply_ste as apply_ste
+from onebit.compat.phase4_bitnet import load_phase4_model as load_phase4_model
+from onebit.compat.phase4_bitnet import save_phase4_model as save_phase4_model
 from onebit.engine import Model as Model
 from onebit.engine import load as load
 from onebit.errors import OnebitError as OnebitError
@@ -6,6 +13,8 @@ from onebit.models import OneBitConfig as OneBitConfig
 from onebit.models import OneBitForCausalLM as OneBitForCausalLM
 from onebit.nn import BitLinear as BitLinear
 from onebit.nn import Schedule as Schedule
+from onebit.nn import replace_linear_with_bitlinear as replace_linear_with_bitlinear
+from onebit.nn import replace_linear_with_bitnet_linear as replace_linear_with_bitnet_linear
 from onebit.quant import WeightQuantizer as WeightQuantizer
 from onebit.quant import dequantize as dequantize
 from onebit.quant import fake_quantize as fake_quantize

@@ -1,39 +1,36 @@
 """Turn the linear layers of any model into BitLinear, in place, and say what was replaced, what was not and why.
 
 A layer changes its class and keeps everything else: parameters, buffers, hooks, device, type, training mode and every
-reference that an optimizer, a tied partner or a hook holds to it. A tied weight is changed only if all who read it
-can be; an embedding cannot. Needs no transformers: its Conv1D is known by its class name.
+reference that an optimizer, a tied partner or a hook holds to it.
 
 Shape suffixes: O outputs, I inputs.
 """
 
 from __future__ import annotations
 
-import fnmatch
-import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
-import torch
 from torch import nn
 
-from onebit.errors import ConfigError, OnebitError, nearest_name
+from onebit.errors import ConfigError
 from onebit.nn.bit_linear import BitLinear, weight_quantizer_from
+from onebit.nn.convertible import choose, is_conv1d
 from onebit.nn.schedule import Schedule
 from onebit.quant import ActivationQuantizer, Granularity, QuantizerName, WeightQuantizer
 
 __all__ = [
-    "DEFAULT_EXCLUDE",
+    "DESCRIPTION",
     "ConversionReport",
+    "convert_layers",
     "replace_linear_with_bitlinear",
     "replace_linear_with_bitnet_linear",
 ]
 
-DEFAULT_EXCLUDE = ("lm_head", "embed")
-"""What stays float unless `exclude_patterns` is given; so does the layer that `get_output_embeddings()` names."""
-
-# Names of the float ends in one architecture or another. A list of them serves many models, so none must match.
-_CUSTOMARY = frozenset({"lm_head", "embed", "embedding", "embeddings", "embed_tokens", "embed_out", "wte", "wpe"})
+DESCRIPTION = "onebit"
+"""Where the metadata of a converted model's state_dict says, in JSON, what the model is: see `_describe`."""
 
 
 @dataclass(frozen=True)
@@ -81,34 +78,10 @@ def replace_linear_with_bitlinear(
     spec = weight_quantizer_from(quantizer, granularity, group_size, weight_sparsity_threshold, center)
     if spec is None:
         raise ConfigError("quantizer is None, expected the name of a quantiser or a WeightQuantizer")
-    names = _names_of(model)
-    if exclude_patterns is None:
-        excluded = _matching(names, DEFAULT_EXCLUDE) | _output_embeddings(model)
-    else:
-        _check_patterns(names, exclude_patterns)
-        excluded = _matching(names, exclude_patterns)
-    kept = {id(module): why for module in names if (why := _why_kept(module, module in excluded))}
-    chosen = [module for module in names if _is_linear(module) and id(module) not in kept]
-    _keep_tied(model, chosen, kept)
-    chosen = [module for module in chosen if id(module) not in kept]
-    if not chosen and not any(isinstance(module, BitLinear) for module in names):
-        raise OnebitError(_nothing_to_replace(names, kept))
-    transposed = tuple(names[module] for module in chosen if _is_conv1d(module))
-    parameters: dict[int, nn.Parameter] = {}
-    for module in chosen:
-        _become_bitlinear(module, spec, activation_quantizer, ste_scale_factor, schedule, parameters)
-    _stop_reading_past_forward(model)
-    if schedule is not None:
-        _carry(model, schedule, chosen)
-    report = ConversionReport(
-        tuple(names[module] for module in chosen),
-        {name: kept[id(module)] for module, name in names.items() if id(module) in kept},
-        transposed,
-        spec,
-        activation_quantizer,
+    layers, kept = choose(model, exclude_patterns)
+    return convert_layers(
+        model, layers, spec, activation_quantizer, kept=kept, ste_scale_factor=ste_scale_factor, schedule=schedule
     )
-    model.__dict__["conversion_report"] = report
-    return model
 
 
 def replace_linear_with_bitnet_linear(model: nn.Module) -> nn.Module:
@@ -116,97 +89,34 @@ def replace_linear_with_bitnet_linear(model: nn.Module) -> nn.Module:
     return replace_linear_with_bitlinear(model)
 
 
-def _names_of(model: nn.Module) -> dict[nn.Module, str]:
-    """Every module of the model and its (first) dotted name; the model itself is ""."""
-    return {module: name for name, module in model.named_modules()}
-
-
-def _matches(name: str, pattern: str) -> bool:
-    if any(sign in pattern for sign in "*?["):
-        return fnmatch.fnmatchcase(name, pattern)
-    # "layer.1" must not find "layer.10".
-    before = r"(?<!\d)" if pattern[:1].isdigit() else ""
-    after = r"(?!\d)" if pattern[-1:].isdigit() else ""
-    return re.search(before + re.escape(pattern) + after, name) is not None
-
-
-def _matching(names: dict[nn.Module, str], patterns: Iterable[str]) -> set[nn.Module]:
-    patterns = list(patterns)
-    return {module for module, name in names.items() if any(_matches(name, pattern) for pattern in patterns)}
-
-
-def _check_patterns(names: dict[nn.Module, str], patterns: Sequence[str]) -> None:
-    if isinstance(patterns, str):
-        raise ConfigError(f"exclude_patterns is {patterns!r}, expected a list of patterns: [{patterns!r}]")
-    for pattern in patterns:
-        if pattern in _CUSTOMARY or (pattern and any(_matches(name, pattern) for name in names.values())):
-            continue
-        parts = {part for name in names.values() for part in name.split(".")}
-        hint = nearest_name(pattern, names.values()) or nearest_name(pattern, parts)
-        hint = hint or f"; its modules are named like {', '.join(sorted(part for part in parts if part)[:8])}"
-        raise OnebitError(f"exclude_patterns: {pattern!r} is in the name of no module of the model{hint}")
-
-
-def _output_embeddings(model: nn.Module) -> set[nn.Module]:
-    getter = getattr(model, "get_output_embeddings", None)
-    head = getter() if callable(getter) else None
-    return {head} if isinstance(head, nn.Module) else set()
-
-
-def _is_conv1d(module: nn.Module) -> bool:
-    return type(module).__name__ == "Conv1D" and hasattr(module, "nf") and hasattr(module, "nx")
-
-
-def _is_linear(module: nn.Module) -> bool:
-    return type(module) is nn.Linear or _is_conv1d(module)
-
-
-def _why_kept(module: nn.Module, is_excluded: bool) -> str | None:
-    """Why a layer that computes x W^T stays as it is; None for one to be replaced and for every other module."""
-    kind = type(module).__name__
-    if isinstance(module, BitLinear):
-        return "already a BitLinear"
-    if not _is_linear(module):
-        if isinstance(module, nn.Linear):
-            return f"a subclass of nn.Linear ({kind}), whose forward may do more"
-        packed = getattr(module, "weight", None)
-        if kind.endswith("Linear") and isinstance(packed, torch.Tensor) and packed.dtype == torch.uint8:
-            return f"packed codes ({kind}); load a revision with latent weights to train it"
-        return None
-    if is_excluded:
-        return "excluded by its name"
-    if not isinstance(module._parameters.get("weight"), nn.Parameter):
-        return "its weight is computed by a hook or a parametrisation"
-    if not module._parameters["weight"].is_floating_point():  # type: ignore[union-attr]
-        return f"its weight is {module.weight.dtype}, not float"
-    if module.weight.numel() == 0:  # type: ignore[operator]
-        return "its weight is empty"
-    if "forward" in module.__dict__:
-        return "its forward was replaced on the instance; convert before dispatching or patching the model"
-    return None
-
-
-def _keep_tied(model: nn.Module, chosen: list[nn.Module], kept: dict[int, str]) -> None:
-    """Keep a layer whose weight another module reads that stays float."""
-    readers: dict[int, list[tuple[str, nn.Module]]] = {}
-    for name, module in model.named_modules():
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                readers.setdefault(id(parameter), []).append((name, module))
-    becoming = {id(module) for module in chosen}
-    for module in chosen:
-        for name, other in readers[id(module.weight)]:
-            # A Conv1D reads it transposed, so that one weight cannot serve both.
-            if id(other) not in becoming or _is_conv1d(other) != _is_conv1d(module):
-                kept[id(module)] = f"its weight is tied to {name} ({type(other).__name__}), which stays float"
-                break
-
-
-def _nothing_to_replace(names: dict[nn.Module, str], kept: dict[int, str]) -> str:
-    reasons = [f"{name or 'the model'}: {kept[id(module)]}" for module, name in names.items() if id(module) in kept]
-    if not reasons:
-        return "the model has no nn.Linear or Conv1D layer to replace; expected a model with linear layers"
-    return f"none of the model's {len(reasons)} linear layers can be replaced ({reasons[0]}); see exclude_patterns"
+def convert_layers(
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    spec: WeightQuantizer,
+    activation_quantizer: ActivationQuantizer,
+    *,
+    kept: Mapping[str, str] | None = None,
+    ste_scale_factor: float = 1.0,
+    schedule: Schedule | None = None,
+) -> nn.Module:
+    """Make BitLinears of these layers (by name) of the model, whatever they are called; kept: for the report."""
+    report = ConversionReport(
+        tuple(layers),
+        dict(kept or {}),
+        tuple(name for name, module in layers.items() if is_conv1d(module)),
+        spec,
+        activation_quantizer,
+    )
+    if schedule is not None:
+        _carry(model, schedule)
+    parameters: dict[int, nn.Parameter] = {}
+    for module in layers.values():
+        _become_bitlinear(module, spec, activation_quantizer, ste_scale_factor, schedule, parameters)
+    _stop_reading_past_forward(model)
+    if "conversion_report" not in model.__dict__:
+        model.register_state_dict_post_hook(_describe)
+    model.__dict__["conversion_report"] = report
+    return model
 
 
 def _become_bitlinear(
@@ -220,7 +130,7 @@ def _become_bitlinear(
     """Change the class and add what BitLinear has beyond nn.Linear; parameters: the transposed one of each Conv1D's."""
     weight = module.weight
     assert isinstance(weight, nn.Parameter)
-    rows, cols = weight.shape[::-1] if _is_conv1d(module) else weight.shape
+    rows, cols = weight.shape[::-1] if is_conv1d(module) else weight.shape
     pattern = BitLinear(
         cols,
         rows,
@@ -231,7 +141,7 @@ def _become_bitlinear(
         schedule=schedule,
         device="meta",
     )
-    if _is_conv1d(module):
+    if is_conv1d(module):
         if id(weight) not in parameters:
             weight_OI = weight.detach().t().contiguous()
             parameters[id(weight)] = nn.Parameter(weight_OI, requires_grad=weight.requires_grad)
@@ -251,12 +161,26 @@ def _stop_reading_past_forward(model: nn.Module) -> None:
             module.use_nested_tensor = False
 
 
-def _carry(model: nn.Module, schedule: Schedule, chosen: list[nn.Module]) -> None:
-    """Make the schedule a part of the model, on the device of its layers."""
-    if chosen and not chosen[0].weight.is_meta:
-        schedule.to(chosen[0].weight.device)  # type: ignore[arg-type]
-    if any(module is schedule for module in model.modules()):
-        return
-    if hasattr(model, "schedule"):
-        raise ConfigError(f"{type(model).__name__} has a 'schedule' already; pass that one instead of a new one")
-    model.add_module("schedule", schedule)
+def _carry(model: nn.Module, schedule: Schedule) -> None:
+    """Make the schedule a part of the model, on the device of its weights."""
+    if all(module is not schedule for module in model.modules()):
+        if hasattr(model, "schedule"):
+            raise ConfigError(f"{type(model).__name__} has a 'schedule' already; pass that one instead of a new one")
+        model.add_module("schedule", schedule)
+    device = next(model.parameters()).device
+    if device.type != "meta":
+        schedule.to(device)
+
+
+def _describe(model: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
+    """Say in the state's metadata what its latents belong to, so that the model can be made again from a file alone."""
+    report: ConversionReport = model.__dict__["conversion_report"]
+    config = getattr(model, "config", None)
+    about = {
+        "class": type(model).__name__,
+        "config": config.to_dict() if config is not None and hasattr(config, "to_dict") else None,
+        "replaced": list(report.replaced),
+        "quantizer": asdict(report.spec),
+        "activation_quantizer": report.activation_quantizer,
+    }
+    metadata[DESCRIPTION] = json.dumps(about, default=str)

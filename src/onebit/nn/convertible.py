@@ -1,0 +1,133 @@
+"""Which modules of a model can become a BitLinear, and for each linear layer that cannot, why.
+
+A tied weight is changed only if all who read it can be; an embedding cannot. Needs no transformers: its Conv1D is known
+by its class name.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import nn
+
+from onebit.errors import ConfigError, OnebitError, nearest_name
+from onebit.nn.bit_linear import BitLinear
+
+__all__ = ["DEFAULT_EXCLUDE", "choose", "is_conv1d", "is_linear"]
+
+DEFAULT_EXCLUDE = ("lm_head", "embed")
+"""What stays float unless `exclude_patterns` is given; so does the layer that `get_output_embeddings()` names."""
+
+# Names of the float ends in one architecture or another. A list of them serves many models, so none must match.
+_CUSTOMARY = frozenset({"lm_head", "embed", "embedding", "embeddings", "embed_tokens", "embed_out", "wte", "wpe"})
+
+
+def choose(model: nn.Module, exclude_patterns: Sequence[str] | None) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """(layers to replace, reasons of those kept), both by name.
+
+    Raises OnebitError when a pattern names no module, or when nothing can be replaced and nothing was before.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    if exclude_patterns is None:
+        excluded = _matching(names, DEFAULT_EXCLUDE) | _output_embeddings(model)
+    else:
+        _check_patterns(names, exclude_patterns)
+        excluded = _matching(names, exclude_patterns)
+    kept = {id(module): why for module in names if (why := _why_kept(module, module in excluded))}
+    chosen = [module for module in names if is_linear(module) and id(module) not in kept]
+    _keep_tied(model, chosen, kept)
+    layers = {names[module]: module for module in chosen if id(module) not in kept}
+    if not layers and not any(isinstance(module, BitLinear) for module in names):
+        raise OnebitError(_nothing_to_replace(names, kept))
+    return layers, {name: kept[id(module)] for module, name in names.items() if id(module) in kept}
+
+
+def _matches(name: str, pattern: str) -> bool:
+    if any(sign in pattern for sign in "*?["):
+        return fnmatch.fnmatchcase(name, pattern)
+    # "layer.1" must not find "layer.10".
+    before = r"(?<!\d)" if pattern[:1].isdigit() else ""
+    after = r"(?!\d)" if pattern[-1:].isdigit() else ""
+    return re.search(before + re.escape(pattern) + after, name) is not None
+
+
+def _matching(names: dict[nn.Module, str], patterns: Iterable[str]) -> set[nn.Module]:
+    patterns = list(patterns)
+    return {module for module, name in names.items() if any(_matches(name, pattern) for pattern in patterns)}
+
+
+def _check_patterns(names: dict[nn.Module, str], patterns: Sequence[str]) -> None:
+    if isinstance(patterns, str):
+        raise ConfigError(f"exclude_patterns is {patterns!r}, expected a list of patterns: [{patterns!r}]")
+    for pattern in patterns:
+        if pattern in _CUSTOMARY or (pattern and any(_matches(name, pattern) for name in names.values())):
+            continue
+        parts = {part for name in names.values() for part in name.split(".")}
+        hint = nearest_name(pattern, names.values()) or nearest_name(pattern, parts)
+        hint = hint or f"; its modules are named like {', '.join(sorted(part for part in parts if part)[:8])}"
+        raise OnebitError(f"exclude_patterns: {pattern!r} is in the name of no module of the model{hint}")
+
+
+def _output_embeddings(model: nn.Module) -> set[nn.Module]:
+    getter = getattr(model, "get_output_embeddings", None)
+    head = getter() if callable(getter) else None
+    return {head} if isinstance(head, nn.Module) else set()
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf") and hasattr(module, "nx")
+
+
+def is_linear(module: nn.Module) -> bool:
+    return type(module) is nn.Linear or is_conv1d(module)
+
+
+def _why_kept(module: nn.Module, is_excluded: bool) -> str | None:
+    """Why a layer that computes x W^T stays as it is; None for one to be replaced and for every other module."""
+    kind = type(module).__name__
+    if isinstance(module, BitLinear):
+        return "already a BitLinear"
+    if not is_linear(module):
+        if isinstance(module, nn.Linear):
+            return f"a subclass of nn.Linear ({kind}), whose forward may do more"
+        packed = getattr(module, "weight", None)
+        if kind.endswith("Linear") and isinstance(packed, torch.Tensor) and packed.dtype == torch.uint8:
+            return f"packed codes ({kind}); load a revision with latent weights to train it"
+        return None
+    if is_excluded:
+        return "excluded by its name"
+    if not isinstance(module._parameters.get("weight"), nn.Parameter):
+        return "its weight is computed by a hook or a parametrisation"
+    if not module._parameters["weight"].is_floating_point():  # type: ignore[union-attr]
+        return f"its weight is {module.weight.dtype}, not float"
+    if module.weight.numel() == 0:  # type: ignore[operator]
+        return "its weight is empty"
+    if "forward" in module.__dict__:
+        return "its forward was replaced on the instance; convert before dispatching or patching the model"
+    return None
+
+
+def _keep_tied(model: nn.Module, chosen: list[nn.Module], kept: dict[int, str]) -> None:
+    """Keep a layer whose weight another module reads that stays float."""
+    readers: dict[int, list[tuple[str, nn.Module]]] = {}
+    for name, module in model.named_modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                readers.setdefault(id(parameter), []).append((name, module))
+    becoming = {id(module) for module in chosen}
+    for module in chosen:
+        for name, other in readers[id(module.weight)]:
+            # A Conv1D reads it transposed, so that one weight cannot serve both.
+            if id(other) not in becoming or is_conv1d(other) != is_conv1d(module):
+                kept[id(module)] = f"its weight is tied to {name} ({type(other).__name__}), which stays float"
+                break
+
+
+def _nothing_to_replace(names: dict[nn.Module, str], kept: dict[int, str]) -> str:
+    reasons = [f"{name or 'the model'}: {kept[id(module)]}" for module, name in names.items() if id(module) in kept]
+    if not reasons:
+        return "the model has no nn.Linear or Conv1D layer to replace; expected a model with linear layers"
+    return f"none of the model's {len(reasons)} linear layers can be replaced ({reasons[0]}); see exclude_patterns"
