@@ -66,7 +66,9 @@ def replace_linear_with_bitlinear(
     ste_scale_factor: float = 1.0,
     schedule: Schedule | None = None,
 ) -> nn.Module:
-    """Make a BitLinear of every nn.Linear and transformers Conv1D of `model`, in place, and return the same model.
+    """Make a BitLinear of every linear layer of `model`, in place, and return the same model.
+
+    Linear layers are nn.Linear itself, transformers' Conv1D and its trainable BitNet layer; others are kept.
 
     exclude_patterns: layers whose dotted name contains one of them stay as they are (``*`` and ``?`` match the whole
     name; "layer.1" does not match "layer.10"). None: "lm_head", "embed" and the output embeddings; [] excludes nothing.
@@ -146,7 +148,8 @@ def _become_bitlinear(
             weight_OI = weight.detach().t().contiguous()
             parameters[id(weight)] = nn.Parameter(weight_OI, requires_grad=weight.requires_grad)
         module._parameters["weight"] = parameters[id(weight)]
-        del module.nf, module.nx
+    for name in ("nf", "nx", "online_quant", "rms_norm"):  # what the classes had beyond nn.Linear
+        module.__dict__.pop(name, None)
     module.__class__ = BitLinear
     for name, value in pattern.__dict__.items():
         module.__dict__.setdefault(name, value)

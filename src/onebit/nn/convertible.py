@@ -1,7 +1,7 @@
 """Which modules of a model can become a BitLinear, and for each linear layer that cannot, why.
 
-A tied weight is changed only if all who read it can be; an embedding cannot. Needs no transformers: its Conv1D is known
-by its class name.
+A tied weight is changed only if all who read it can be; an embedding cannot. Needs no transformers: its Conv1D and its
+trainable BitNet layer are known by their class names.
 """
 
 from __future__ import annotations
@@ -82,7 +82,13 @@ def is_conv1d(module: nn.Module) -> bool:
 
 
 def is_linear(module: nn.Module) -> bool:
-    return type(module) is nn.Linear or is_conv1d(module)
+    return type(module) is nn.Linear or is_conv1d(module) or _is_online_bitlinear(module)
+
+
+def _is_online_bitlinear(module: nn.Module) -> bool:
+    """transformers' trainable BitNet layer: latents that it rounds in every forward pass, as BitLinear does."""
+    is_online = type(module).__name__ == "AutoBitLinear" and getattr(module, "online_quant", False)
+    return bool(is_online and getattr(module, "rms_norm", None) is None)
 
 
 def _why_kept(module: nn.Module, is_excluded: bool) -> str | None:
