@@ -39,7 +39,7 @@ void *memmove(void *to, const void *from, size_t bytes);
 #if defined(__clang__)
 #define OB_UNROLL _Pragma("clang loop unroll(full)")
 #elif defined(__GNUC__)
-#define OB_UNROLL _Pragma("GCC unroll 16")
+#define OB_UNROLL _Pragma("GCC unroll 32")
 #else
 #define OB_UNROLL
 #endif

@@ -429,12 +429,13 @@ INLINE void unpack_vector(uint32_t layout, const uint8_t *from, uint8_t *to) {
 
 INLINE void unpack_panel(uint32_t layout, const panel *p) {
     const ob_weights *w = p->w;
+    const size_t far = (size_t)WIDE / OB_BLOCK_ROWS * w->tiles_block * OB_TILE_BYTES; /* the next panel's */
     for (uint32_t v = 0; v < 2; v++) {
         const uint64_t block = p->rows[v] / OB_BLOCK_ROWS, first = block * w->tiles_block + p->tile_begin;
         const uint8_t *from = w->data + first * OB_TILE_BYTES + p->rows[v] % OB_BLOCK_ROWS * 4;
         uint8_t *to = p->work + WORK_PANEL + v * VEC_BYTES;
         for (uint32_t i = p->tile_begin; i < p->tile_end; i++, from += OB_TILE_BYTES, to += num_planes(layout) * PANEL_STEP) {
-            prefetch_ahead(from, FAR_BYTES);
+            prefetch_ahead(from, far);
             unpack_vector(layout, from, to);
         }
     }
