@@ -151,10 +151,18 @@ def _make(about: dict[str, Any]) -> nn.Module:
         model: nn.Module = kind(config)
     else:
         model = transformers.AutoModelForCausalLM.from_config(config)
-    if not about["replaced"]:
+    if not (about["replaced"] or about["sub_norms"] or about["rmsnorm_post_attn"]):
         return model
     layers = {name: model.get_submodule(name) for name in about["replaced"]}
-    return convert_layers(model, layers, WeightQuantizer(**about["quantizer"]), about["activation_quantizer"])
+    return convert_layers(
+        model,
+        layers,
+        WeightQuantizer(**about["quantizer"]),
+        about["activation_quantizer"],
+        hadamard_block=about["hadamard_block"],
+        sub_norms=about["sub_norms"],
+        rmsnorm_post_attn=about["rmsnorm_post_attn"],
+    )
 
 
 def _tied_names(model: nn.Module) -> set[str]:

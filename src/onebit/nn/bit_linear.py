@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from onebit.errors import ConfigError, OnebitError
 from onebit.nn import quantized_state
+from onebit.nn.hadamard import HadamardRotation
 from onebit.nn.schedule import Schedule
 from onebit.nn.straight_through_linear import straight_through_linear
 from onebit.quant import (
@@ -79,6 +80,7 @@ class BitLinear(nn.Linear):
     quantizer: a name, a `WeightQuantizer`, or None for a float weight. activation_quantizer: "int8" (per token),
     "sign" or "none". weight_sparsity_threshold: a share in [0, 1) selects the sparsity quantiser.
     ste_scale_factor multiplies the gradient of the latent weight. schedule: the model's soft regimes, None for none.
+    rotation: turns the inputs before they are quantised, None for none; the weight is in the turned basis then.
     No norm inside. In evaluation mode, and with hard dials, it computes codes times codes times scales exactly.
     """
 
@@ -96,6 +98,7 @@ class BitLinear(nn.Linear):
         center: bool = True,
         ste_scale_factor: float = 1.0,
         schedule: Schedule | None = None,
+        rotation: HadamardRotation | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -111,6 +114,7 @@ class BitLinear(nn.Linear):
         )
         self.activation_quantizer: ActivationQuantizer = activation_quantizer
         self.ste_scale_factor = ste_scale_factor
+        self.rotation = rotation
         # Not a submodule: the model owns the schedule, its layers only read it.
         self.__dict__["schedule"] = schedule
 
@@ -118,10 +122,12 @@ class BitLinear(nn.Linear):
         """What `forward` accepts as `x_codes`, so that layers with one input quantise it once."""
         if self.activation_quantizer == "none" or self._is_soft():
             return None
-        return activation_codes(x_TI, self.activation_quantizer)
+        return activation_codes(x_TI if self.rotation is None else self.rotation(x_TI), self.activation_quantizer)
 
     def forward(self, x_TI: Tensor, x_codes: ActivationCodes | None = None) -> Tensor:
         """[T, I] -> [T, O]. x_codes: the result of `activation_codes(x_TI)` when the caller has it already."""
+        if self.rotation is not None:
+            x_TI = self.rotation(x_TI)
         if self._is_soft():
             return self._soft_forward(x_TI)
         dtype = self._compute_dtype(x_TI)
@@ -144,7 +150,7 @@ class BitLinear(nn.Linear):
 
     def get_quantized_state(self) -> dict[str, Tensor]:
         """Codes, scale, bias and quantiser as tensors, ready for safetensors; see `quantized_state`."""
-        return quantized_state.to_state(self.quantized(), self.bias)
+        return quantized_state.to_state(self.quantized(), self.bias, self.rotation)
 
     @torch.no_grad()
     def load_quantized_state(self, state: Mapping[str, Tensor]) -> None:
@@ -158,6 +164,7 @@ class BitLinear(nn.Linear):
         latents_OI = latents_from_codes(quantized, dtype=self.weight.dtype)
         self.weight.copy_(latents_OI)
         self.weight_quantizer = quantized.spec
+        self.rotation = quantized_state.rotation_from(state, self.in_features, self.weight.device)
         if self.bias is not None and bias is not None:
             self.bias.copy_(bias)
 

@@ -150,7 +150,8 @@ def dequantized_state_dict(model: nn.Module, dtype: torch.dtype = torch.float16)
         owner, _, leaf = name.rpartition(".")
         layer = layers.get(owner)
         if isinstance(layer, BitLinear) and leaf == "weight" and layer.weight_quantizer is not None:
-            w_OI = fake_quantize(layer.weight, layer.weight_quantizer).to(dtype)
+            w_OI = fake_quantize(layer.weight, layer.weight_quantizer)
+            w_OI = (w_OI if layer.rotation is None else layer.rotation.inverse(w_OI)).to(dtype)
             state[name] = w_OI.t().contiguous() if owner in transposed else w_OI
         elif not isinstance(layer, Schedule):
             state[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
@@ -163,6 +164,6 @@ def _put_on_grid(model: nn.Module) -> None:
     for module in list(model.modules()):
         if isinstance(module, BitLinear) and module.weight_quantizer is not None:
             module.weight.copy_(fake_quantize(module.weight, module.weight_quantizer))
-            for name in ("weight_quantizer", "activation_quantizer", "ste_scale_factor", "schedule"):
+            for name in ("weight_quantizer", "activation_quantizer", "ste_scale_factor", "schedule", "rotation"):
                 del module.__dict__[name]
             module.__class__ = nn.Linear  # type: ignore[assignment]

@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 
 from onebit.errors import ConfigError
+from onebit.nn.attached_norms import attach_post_attention_norms, attach_sub_norms
 from onebit.nn.bit_linear import BitLinear, weight_quantizer_from
 from onebit.nn.convertible import choose, is_conv1d
+from onebit.nn.hadamard import HadamardRotation, block_size_for
 from onebit.nn.schedule import Schedule
 from onebit.quant import ActivationQuantizer, Granularity, QuantizerName, WeightQuantizer
 
@@ -39,7 +42,8 @@ class ConversionReport:
 
     replaced: now BitLinear; kept: name -> why it is as it was; transposed: those of `replaced` that were Conv1D
     [I, O] and now hold [O, I], which the model's own class cannot load back; spec and activation_quantizer: what
-    the replaced layers compute with.
+    the replaced layers compute with; rotated: name -> block size of those whose inputs are turned; norms: the
+    RMSNorms that were added.
     """
 
     replaced: tuple[str, ...]
@@ -47,6 +51,8 @@ class ConversionReport:
     transposed: tuple[str, ...]
     spec: WeightQuantizer
     activation_quantizer: ActivationQuantizer
+    rotated: dict[str, int] = field(default_factory=dict)
+    norms: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         head = f"{len(self.replaced)} linear layers replaced, {len(self.kept)} kept"
@@ -65,6 +71,9 @@ def replace_linear_with_bitlinear(
     center: bool = True,
     ste_scale_factor: float = 1.0,
     schedule: Schedule | None = None,
+    sub_norms: bool = False,
+    rmsnorm_post_attn: bool = False,
+    hadamard_block: int | None = None,
 ) -> nn.Module:
     """Make a BitLinear of every linear layer of `model`, in place, and return the same model.
 
@@ -74,15 +83,29 @@ def replace_linear_with_bitlinear(
     name; "layer.1" does not match "layer.10"). None: "lm_head", "embed" and the output embeddings; [] excludes nothing.
     The quantiser's arguments are those of `BitLinear`. schedule: the dials of the soft regimes, which the replaced
     layers read and the model then carries as `model.schedule`, where the training callback finds it.
+    sub_norms: an RMSNorm before o_proj and down_proj; rmsnorm_post_attn: one behind the attention (`attached_norms`).
+    hadamard_block: the inputs of the replaced layers are turned in blocks of this power of two or the largest smaller
+    one that divides them, and the weights with them (`hadamard`).
     `model.conversion_report` says what was done. Raises OnebitError when a pattern names no module or no layer can be
     replaced, ConfigError for contradictory arguments.
     """
     spec = weight_quantizer_from(quantizer, granularity, group_size, weight_sparsity_threshold, center)
     if spec is None:
         raise ConfigError("quantizer is None, expected the name of a quantiser or a WeightQuantizer")
+    if hadamard_block is not None:
+        block_size_for(hadamard_block, hadamard_block)  # refuses what is no power of two
     layers, kept = choose(model, exclude_patterns)
     return convert_layers(
-        model, layers, spec, activation_quantizer, kept=kept, ste_scale_factor=ste_scale_factor, schedule=schedule
+        model,
+        layers,
+        spec,
+        activation_quantizer,
+        kept=kept,
+        ste_scale_factor=ste_scale_factor,
+        schedule=schedule,
+        sub_norms=sub_norms,
+        rmsnorm_post_attn=rmsnorm_post_attn,
+        hadamard_block=hadamard_block,
     )
 
 
@@ -100,25 +123,45 @@ def convert_layers(
     kept: Mapping[str, str] | None = None,
     ste_scale_factor: float = 1.0,
     schedule: Schedule | None = None,
+    sub_norms: bool = False,
+    rmsnorm_post_attn: bool = False,
+    hadamard_block: int | None = None,
 ) -> nn.Module:
     """Make BitLinears of these layers (by name) of the model, whatever they are called; kept: for the report."""
-    report = ConversionReport(
-        tuple(layers),
-        dict(kept or {}),
-        tuple(name for name, module in layers.items() if is_conv1d(module)),
-        spec,
-        activation_quantizer,
-    )
+    transposed = tuple(name for name, module in layers.items() if is_conv1d(module))
+    norms = attach_sub_norms(model) if sub_norms else []
+    norms += attach_post_attention_norms(model) if rmsnorm_post_attn else []
     if schedule is not None:
         _carry(model, schedule)
     parameters: dict[int, nn.Parameter] = {}
     for module in layers.values():
         _become_bitlinear(module, spec, activation_quantizer, ste_scale_factor, schedule, parameters)
+    rotated = {} if hadamard_block is None else _rotate(layers, hadamard_block)
     _stop_reading_past_forward(model)
     if "conversion_report" not in model.__dict__:
         model.register_state_dict_post_hook(_describe)
+    report = ConversionReport(
+        tuple(layers), dict(kept or {}), transposed, spec, activation_quantizer, rotated, tuple(norms)
+    )
     model.__dict__["conversion_report"] = report
     return model
+
+
+@torch.no_grad()
+def _rotate(layers: Mapping[str, nn.Module], hadamard_block: int) -> dict[str, int]:
+    """Turn inputs and weights of the layers; the block size of each that could be turned."""
+    rotated: dict[str, int] = {}
+    turned: set[int] = set()
+    for name, module in layers.items():
+        assert isinstance(module, BitLinear)
+        block_size = block_size_for(module.in_features, hadamard_block)
+        if block_size > 1:
+            module.rotation = HadamardRotation(module.in_features, block_size, device=module.weight.device)
+            if id(module.weight) not in turned:  # a tied weight once
+                module.weight.copy_(module.rotation(module.weight))
+                turned.add(id(module.weight))
+            rotated[name] = block_size
+    return rotated
 
 
 def _become_bitlinear(
@@ -169,6 +212,8 @@ def _carry(model: nn.Module, schedule: Schedule) -> None:
     if all(module is not schedule for module in model.modules()):
         if hasattr(model, "schedule"):
             raise ConfigError(f"{type(model).__name__} has a 'schedule' already; pass that one instead of a new one")
+        if isinstance(model, (nn.Sequential, nn.ModuleList)):
+            raise ConfigError(f"{type(model).__name__} cannot carry a schedule, as it would call it; wrap the model")
         model.add_module("schedule", schedule)
     device = next(model.parameters()).device
     if device.type != "meta":
@@ -185,5 +230,8 @@ def _describe(model: nn.Module, state: dict[str, Any], prefix: str, metadata: di
         "replaced": list(report.replaced),
         "quantizer": asdict(report.spec),
         "activation_quantizer": report.activation_quantizer,
+        "hadamard_block": max(report.rotated.values(), default=None),
+        "sub_norms": any(name.endswith("sub_norm") for name in report.norms),
+        "rmsnorm_post_attn": any(not name.endswith("sub_norm") for name in report.norms),
     }
     metadata[DESCRIPTION] = json.dumps(about, default=str)

@@ -7,6 +7,7 @@ codes         int8 [O, I] (float16 values for the level float16)
 scale         float32 [] or [O], float16 [O, G]: w = codes * scale
 bias          [O], only where the layer has one
 quantizer     uint8: the fields of the `WeightQuantizer` as JSON text in UTF-8
+rotation      int64 [2], only where the layer turns its inputs: block size and seed
 ============  ====================================================================
 
 All tensors, so that safetensors as well as ``torch.save`` can hold it and ``torch.load`` needs no pickle.
@@ -23,11 +24,12 @@ import torch
 from torch import Tensor
 
 from onebit.errors import OnebitError, nearest_name
+from onebit.nn.hadamard import HadamardRotation
 from onebit.quant import Quantized, WeightQuantizer
 
-__all__ = ["bits_per_code", "check_shapes", "from_state", "memory_footprint", "to_state"]
+__all__ = ["bits_per_code", "check_shapes", "from_state", "memory_footprint", "rotation_from", "to_state"]
 
-_NAMES = ("codes", "scale", "bias", "quantizer")
+_NAMES = ("codes", "scale", "bias", "quantizer", "rotation")
 _BITS = {"binary": 1.0, "int4": 4.0, "int8": 8.0, "float16": 16.0}
 
 
@@ -53,12 +55,14 @@ def memory_footprint(count: int, spec: WeightQuantizer) -> dict[str, float]:
     }
 
 
-def to_state(quantized: Quantized, bias: Tensor | None) -> dict[str, Tensor]:
+def to_state(quantized: Quantized, bias: Tensor | None, rotation: HadamardRotation | None = None) -> dict[str, Tensor]:
     """The dictionary of the module's table; tensors of their own."""
     text = json.dumps(asdict(quantized.spec)).encode()
     state = {"codes": quantized.codes_OI.contiguous(), "scale": quantized.scale.contiguous()}
     if bias is not None:
         state["bias"] = bias.detach().clone()
+    if rotation is not None:
+        state["rotation"] = torch.tensor([rotation.block_size, rotation.seed])
     return {**state, "quantizer": torch.tensor(list(text), dtype=torch.uint8)}
 
 
@@ -75,6 +79,14 @@ def from_state(state: Mapping[str, Tensor], spec: WeightQuantizer | None) -> tup
     if spec is None:
         raise OnebitError("the quantised state names no quantiser, and neither does the layer")
     return Quantized(state["codes"], state["scale"], spec), state.get("bias")
+
+
+def rotation_from(state: Mapping[str, Tensor], width: int, device: torch.device) -> HadamardRotation | None:
+    """The rotation that a dictionary names, for `width` inputs."""
+    if "rotation" not in state:
+        return None
+    block_size, seed = state["rotation"].tolist()
+    return HadamardRotation(width, block_size, seed, device)
 
 
 def _spec_from(text: Tensor) -> WeightQuantizer:
