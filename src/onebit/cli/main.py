@@ -19,7 +19,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from onebit.errors import OnebitError, missing_extra, nearest_name
 
-__all__ = ["COMMANDS", "CommandLine", "app", "run"]
+__all__ = ["COMMANDS", "USAGE_ERRORS", "CommandLine", "app", "execute", "load_command", "run"]
 
 
 class CommandLine(NamedTuple):
@@ -37,6 +37,7 @@ COMMANDS: dict[str, CommandLine] = {
     "tokenizer": CommandLine("Train", "Train a byte-level BPE tokenizer on your text."),
     "train": CommandLine("Train", "Train a 1-bit or 1.58-bit model."),
     "selfgen": CommandLine("Train", "Let a model write instruction data itself, and keep the good answers."),
+    "recipe": CommandLine("Train", "Run a list of commands as one that resumes, with a report."),
     "export": CommandLine("Convert", "Write a checkpoint as one .1bit file."),
     "compress": CommandLine("Convert", "Pack a checkpoint at four ternary codes a byte, and back."),
     "generate": CommandLine("Run", "Continue a prompt, streamed to the terminal."),
@@ -48,9 +49,9 @@ COMMANDS: dict[str, CommandLine] = {
 
 # BadParameter is the one usage error every typer version exports; its last ancestor before Exception is the parent
 # of them all (typer carries its own copy of click since 0.24, so naming click's class would miss them).
-_USAGE_ERRORS: type[Exception] = [c for c in typer.BadParameter.__mro__ if issubclass(c, Exception)][-2]
-if _USAGE_ERRORS is Exception or not hasattr(_USAGE_ERRORS, "format_message"):  # pragma: no cover
-    _USAGE_ERRORS = typer.BadParameter
+USAGE_ERRORS: type[Exception] = [c for c in typer.BadParameter.__mro__ if issubclass(c, Exception)][-2]
+if USAGE_ERRORS is Exception or not hasattr(USAGE_ERRORS, "format_message"):  # pragma: no cover
+    USAGE_ERRORS = typer.BadParameter
 
 
 def _heading(text: str) -> str:
@@ -102,7 +103,7 @@ class LazyGroup(TyperGroup):
             return None
         if self._listing:  # completion wants names and help lines only
             return TyperCommand(name, help=COMMANDS[name].help, rich_markup_mode=None)
-        return _load(name)
+        return load_command(name)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args and not ctx.resilient_parsing and args[0].replace("_", "-") not in COMMANDS:
@@ -129,7 +130,7 @@ class LazyGroup(TyperGroup):
             formatter.write_dl(records)
 
 
-def _load(name: str) -> Any:
+def load_command(name: str) -> Any:
     """Import ``onebit.cli.<name>`` and turn its function of the same name into a command."""
     attribute = name.replace("-", "_")
     function = getattr(importlib.import_module(f"onebit.cli.{attribute}"), attribute)
@@ -175,7 +176,7 @@ def execute(argv: Sequence[str]) -> int:
     command = typer.main.get_command(app)
     try:
         code = command.main(list(argv) or ["--help"], prog_name="onebit", standalone_mode=False, color=_colour())
-    except _USAGE_ERRORS as problem:
+    except USAGE_ERRORS as problem:
         context = getattr(problem, "ctx", None)
         where = f" (see {context.command_path} --help)" if context is not None else ""
         return _fail(f"{problem.format_message().rstrip('.')}{where}")  # type: ignore[attr-defined]
