@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 
 from onebit.errors import ConfigError
-from onebit.optim import LearningRate, arenas, decaying_parameter_names, lambda_mix, soft_alpha, weight_decay
+from onebit.optim import (
+    LambdaShape,
+    LearningRate,
+    arenas,
+    decaying_parameter_names,
+    lambda_mix,
+    soft_alpha,
+    weight_decay,
+)
 
 
 def test_cosine_against_the_formula() -> None:
@@ -87,6 +96,16 @@ def test_lambda_mix_follows_the_seed() -> None:
     assert [lambda_mix(s, 1000, 0.4) for s in (0, 200, 400, 999)] == [0.0, 0.5, 1.0, 1.0]
     assert lambda_mix(0, 1000, None) == 1.0
     assert lambda_mix(0, 1000, 0.0) == 1.0
+
+
+@pytest.mark.parametrize("shape", ["linear", "cosine", "sigmoid", "exponential"])
+def test_every_lambda_shape_begins_at_0_grows_and_is_held_at_1(shape: LambdaShape) -> None:
+    values = [lambda_mix(step, 100, 0.4, shape) for step in range(100)]
+    assert values[0] == pytest.approx(0.0, abs=1e-12)
+    assert all(later > earlier for earlier, later in pairwise(values[:41]))
+    assert values[40:] == [1.0] * 60
+    expected = {"linear": 0.5, "cosine": 0.5, "sigmoid": 0.5, "exponential": (1 - math.exp(-2.5)) / (1 - math.exp(-5))}
+    assert values[20] == pytest.approx(expected[shape])
 
 
 def test_arenas_anneals_to_nothing() -> None:

@@ -250,7 +250,7 @@ def test_wandb_is_offline_by_default_and_named_when_missing(
         monkeypatch.delenv(name)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="--report-to wandb: it is not installed; pip install wandb"):
-        arguments.prepare_tracker(settings(report_to="wandb"))
+        arguments.prepare_tracker("wandb", settings().output_dir)
     assert os.environ["WANDB_MODE"] == "offline"
 
 

@@ -3,10 +3,11 @@
 from onebit.optim.learning_rate import Decay, LearningRate, learning_rate, weight_decay
 from onebit.optim.muon import Muon, muon_groups
 from onebit.optim.parameter_groups import decaying_parameter_names
-from onebit.optim.regimes import arenas, lambda_mix, soft_alpha
+from onebit.optim.regimes import LambdaShape, arenas, lambda_mix, soft_alpha
 
 __all__ = [
     "Decay",
+    "LambdaShape",
     "LearningRate",
     "Muon",
     "arenas",

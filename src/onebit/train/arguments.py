@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from pathlib import Path
 
 import torch
 from transformers import TrainingArguments
@@ -18,7 +19,7 @@ def training_arguments(settings: TrainSettings) -> TrainingArguments:
     """Our settings in the Trainer's words; also joins the process group when torchrun started this process."""
     on_cpu = settings.device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
     under_torchrun = "LOCAL_RANK" in os.environ
-    prepare_tracker(settings)
+    prepare_tracker(settings.report_to, settings.output_dir)
     return TrainingArguments(
         output_dir=str(settings.output_dir),
         use_cpu=on_cpu,
@@ -52,14 +53,14 @@ def training_arguments(settings: TrainSettings) -> TrainingArguments:
     )
 
 
-def prepare_tracker(settings: TrainSettings) -> None:
+def prepare_tracker(report_to: str, folder: Path) -> None:
     """Trackers run only when asked, and Weights & Biases offline unless the user says otherwise."""
-    if settings.report_to == "wandb":
+    if report_to == "wandb":
         os.environ.setdefault("WANDB_MODE", "offline")
-        os.environ.setdefault("WANDB_DIR", str(settings.output_dir))
+        os.environ.setdefault("WANDB_DIR", str(folder))
         _need("wandb")
-    elif settings.report_to == "tensorboard":
-        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(settings.output_dir / "tensorboard"))
+    elif report_to == "tensorboard":
+        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder / "tensorboard"))
         _need("tensorboard")
 
 

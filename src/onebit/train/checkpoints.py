@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from onebit.errors import FormatError
 
@@ -63,6 +63,21 @@ class AtomicCheckpoints(Trainer):
 
     _staging: Path | None = None
 
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's, going on inside the log window of the checkpoint."""
+        if resume_from_checkpoint:
+            self.add_callback(_Resume(self, Path(str(resume_from_checkpoint))))
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def log_window(self) -> dict[str, Any]:
+        """What has been summed up since the last log line, as JSON values."""
+        return {"sum": self._tr_loss.item(), "since": self._globalstep_last_logged}
+
+    def set_log_window(self, window: dict[str, Any]) -> None:
+        """Take up what `log_window` gave."""
+        self._tr_loss.fill_(window["sum"])
+        self._globalstep_last_logged = int(window["since"])
+
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging) if self._staging is not None else str(super()._get_output_dir(trial=trial))
 
@@ -75,9 +90,8 @@ class AtomicCheckpoints(Trainer):
         self._staging = run / _STAGING
         try:
             super()._save_checkpoint(model, trial)
-            window = {"sum": self._tr_loss.item(), "since": self._globalstep_last_logged}
             path = self._staging / name / f"loss_window_{self.args.process_index}.json"
-            path.write_text(json.dumps(window), encoding="utf-8")
+            path.write_text(json.dumps(self.log_window()), encoding="utf-8")
         finally:
             self._staging = None
         _wait_for_all()
@@ -111,12 +125,21 @@ class AtomicCheckpoints(Trainer):
         _wait_for_all()
 
     def restore_loss_window(self, checkpoint: Path) -> None:
-        """Take up the loss sum that a checkpoint holds; called once the Trainer has set its own to zero."""
+        """Take up the sums that a checkpoint holds; called once the Trainer has set its own to zero."""
         path = checkpoint / f"loss_window_{self.args.process_index}.json"
         if path.is_file():
-            window = json.loads(path.read_text(encoding="utf-8"))
-            self._tr_loss.fill_(window["sum"])
-            self._globalstep_last_logged = int(window["since"])
+            self.set_log_window(json.loads(path.read_text(encoding="utf-8")))
+
+
+class _Resume(TrainerCallback):
+    """Puts the saved sums in place once the Trainer has set up its own."""
+
+    def __init__(self, trainer: AtomicCheckpoints, checkpoint: Path) -> None:
+        self.trainer = trainer
+        self.checkpoint = checkpoint
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
+        self.trainer.restore_loss_window(self.checkpoint)
 
 
 def publish(staged: Path, target: Path) -> None:

@@ -185,12 +185,6 @@ class OneBitTrainer(AtomicCheckpoints):
             step = self.state.global_step
             raise OnebitError(f"the {what} became {loss} before step {step}; lower --lr, or raise --lr-warmup-steps")
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As the Trainer's, going on inside the log window of the checkpoint."""
-        if resume_from_checkpoint:
-            self.add_callback(_Resume(self, Path(str(resume_from_checkpoint))))
-        return super().train(resume_from_checkpoint, *args, **kwargs)
-
     def start_clock(self) -> None:
         """Begin counting tokens per second here."""
         self._clock = (self.state.global_step, time.monotonic())
@@ -227,17 +221,6 @@ class _StartClock(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
         self.trainer.start_clock()
-
-
-class _Resume(TrainerCallback):
-    """Puts the saved loss sum in place once the Trainer has set up its own."""
-
-    def __init__(self, trainer: OneBitTrainer, checkpoint: Path) -> None:
-        self.trainer = trainer
-        self.checkpoint = checkpoint
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
-        self.trainer.restore_loss_window(self.checkpoint)
 
 
 def loss_metrics(loss: float, tokens_per_byte: float | None) -> dict[str, float]:
