@@ -41,11 +41,18 @@ static void finish_rows(const job *j, uint32_t begin, uint32_t end) {
     }
 }
 
+/* Where an item's rows lie: threads take items in turn, and what one takes in a row should lie in a row, since what it
+ * fetched beyond the end of an item is then the next one's beginning. */
+static uint32_t place_of(const job *j, uint32_t item, uint32_t num_items) {
+    const uint32_t threads = j->s->parallel.num_threads;
+    return threads > 1 && num_items % threads == 0 ? item % threads * (num_items / threads) + item / threads : item;
+}
+
 /* Products whose rows stand one after another: an item may end one and begin the next. */
 static void multiply_in_turn(void *argument, uint32_t item, uint32_t num_items, uint32_t thread) {
     const job *j = argument;
     uint32_t begin, end, first = 0;
-    ob_share(j->total, item, num_items, &begin, &end);
+    ob_share(j->total, place_of(j, item, num_items), num_items, &begin, &end);
     for (const ob_product *p = j->products; p < j->products + j->count; first += num_blocks(p++->w)) {
         uint32_t from = begin > first ? begin - first : 0, to = end > first ? end - first : 0;
         if (to > num_blocks(p->w)) to = num_blocks(p->w);
@@ -58,7 +65,7 @@ static void multiply_and_finish(void *argument, uint32_t item, uint32_t num_item
     const job *j = argument;
     const uint32_t rows = j->products->w->rows;
     uint32_t begin, end;
-    ob_share(j->total, item, num_items, &begin, &end);
+    ob_share(j->total, place_of(j, item, num_items), num_items, &begin, &end);
     begin *= OB_BLOCK_ROWS;
     end = end * OB_BLOCK_ROWS < rows ? end * OB_BLOCK_ROWS : rows;
     for (uint32_t i = 0; i < j->count; i++) multiply_rows(j, &j->products[i], begin, end, thread);
