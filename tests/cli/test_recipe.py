@@ -42,8 +42,9 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         fail: Annotated[str, typer.Option("--fail")] = "",
         upper_case: Annotated[bool, typer.Option("--upper-case/--lower-case")] = False,
         cache_dir: Annotated[Path | None, typer.Option("--cache-dir")] = None,
+        resume: Annotated[bool, typer.Option()] = True,
     ) -> None:
-        ran.append(f"join {mark}")
+        ran.append(f"join {mark}" if resume else f"join {mark} anew")
         state = json.loads(next(Path().rglob(STATE_NAME)).read_text())["stages"]
         assert any(record["status"] == "running" for record in state.values())
         output.parent.mkdir(exist_ok=True, parents=True)
@@ -110,7 +111,7 @@ def test_a_changed_input_runs_what_follows_from_it(ran: list[str], capsys: Captu
     run(ran)
     Path("b.txt").write_text("B")
     capsys.readouterr()
-    assert run(ran) == ["join first", "join second", "count"]
+    assert run(ran) == ["join first anew", "join second anew", "count"]
     assert "input b.txt is another" in capsys.readouterr().out
     Path("b.txt").write_bytes(Path("b.txt").read_bytes())  # another time, the same content
     assert run(ran) == []
@@ -130,7 +131,7 @@ def test_a_changed_flag_and_version_are_reasons(
     run(ran)
     write(CHAIN.replace("second", "third"))
     capsys.readouterr()
-    assert run(ran) == ["join third", "count"]
+    assert run(ran) == ["join third anew", "count"]
     assert "[2/3] join-2: flag mark is another" in capsys.readouterr().out
     monkeypatch.setattr("onebit.cli.recipe_inputs.__version__", "9.9")
     assert len(run(ran)) == 3
@@ -158,7 +159,7 @@ def test_a_stage_that_stops_ends_the_run_with_its_code_and_goes_on_there(
     if fail == "writes nothing":
         assert "did not write out/abc.txt" in page
         write(CHAIN)
-    assert run(ran) == ["join second", "count"]
+    assert run(ran) == [f"join second{' anew' * (fail == 'writes nothing')}", "count"]
 
 
 def test_a_bug_keeps_its_traceback_and_the_stage_is_not_done(ran: list[str]) -> None:
@@ -178,9 +179,21 @@ def test_half_an_output_does_not_count_when_the_old_flags_come_back(ran: list[st
     run(ran, 130)
     assert Path("out/abc.txt").read_text() == "half"
     Path("problem").unlink()
-    write(CHAIN.replace("FAIL", "interrupt"))
-    assert run(ran) == ["join second"]
-    assert Path("out/abc.txt").read_text() == "abfirstsecond"
+    assert run(ran) == ["join other", "count"]  # goes on with what it had started over
+    write(CHAIN.replace("FAIL", "interrupt").replace("second", "third"))
+    Path("problem").touch()
+    run(ran, 130)
+    Path("problem").unlink()
+    write(CHAIN.replace("FAIL", "interrupt").replace("second", "other"))
+    assert run(ran) == ["join other anew"]
+    assert Path("out/abc.txt").read_text() == "abfirstother"
+
+
+def test_a_stage_goes_on_with_other_flags_only_when_told(ran: list[str]) -> None:
+    write("  - join: {texts: a.txt, output: x, mark: one, resume: true}")
+    run(ran)
+    write("  - join: {texts: a.txt, output: x, mark: two, resume: true}")
+    assert run(ran) == ["join two"]
 
 
 def test_a_stage_killed_at_work_is_run_again(ran: list[str]) -> None:
@@ -204,9 +217,9 @@ def test_what_is_written_into_a_folder_that_is_read_is_no_input(ran: list[str]) 
     (Path("folder") / "cache").rename("cache")
     assert run(ran) == []
     Path("folder/inner/x.txt").write_text("y")
-    assert run(ran) == ["join ", "join inner"]
+    assert run(ran) == ["join  anew", "join inner anew"]
     Path("folder/inner/z.txt").write_text("")
-    assert run(ran) == ["join ", "join inner"]
+    assert run(ran) == ["join  anew", "join inner anew"]
 
 
 def test_the_recipes_own_files_are_no_input(ran: list[str]) -> None:
@@ -347,5 +360,10 @@ def test_a_model_is_trained_exported_and_scored(capsys: Capture) -> None:
     capsys.readouterr()
     assert cli.execute(["recipe", "run", "r.yaml"]) == 0
     assert capsys.readouterr().out.count("up to date") == 4
+    Path("r.yaml").write_text(Path("r.yaml").read_text().replace("max_steps: 3", "max_steps: 2"))
+    assert cli.execute(["recipe", "run", "r.yaml"]) == 0, capsys.readouterr().err
+    state = json.loads(Path("out", STATE_NAME).read_text())["stages"]
+    assert state["train"]["figures"]["training_steps"] == 2
+    assert capsys.readouterr().out.count("up to date") == 1
     with pytest.raises(ConfigError, match="no flag 'contxt'; did you mean 'context'"):
         read_recipe(write("  - eval: {model: m, data: d, contxt: 3}"))

@@ -29,7 +29,8 @@ def recipe(
 
     A stage is skipped when its flags, the contents of the files it reads and the version of onebit are those of its
     last run and what it wrote is still there. A stage that fails or is stopped ends the run with its exit code; the
-    same command goes on there. The whole file is checked before anything runs. A recipe looks like this:
+    same command goes on there. A stage whose flags or inputs changed starts over, unless its flags say resume: true.
+    The whole file is checked before anything runs. A recipe looks like this:
 
     \b
     stages:

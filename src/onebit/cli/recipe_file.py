@@ -36,7 +36,8 @@ _NEITHER = ("cache_dir",)  # written and read by the same command: no input, and
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     """One command line. flags: as in the file, under the command's own names. paths: values that may name something
-    to read; only what exists when the stage's turn comes is an input."""
+    to read; only what exists when the stage's turn comes is an input. restart: what tells a command that would resume
+    to start over, None where it would not or where the file decides it."""
 
     label: str
     command: str
@@ -45,6 +46,7 @@ class Stage:
     paths: tuple[str, ...]
     outputs: tuple[str, ...]
     prints_json: bool
+    restart: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +139,7 @@ def _stage(where: str, label: str, command: str, given: Mapping[str, Any]) -> St
     if prints_json and not flags.get("json"):
         argv = ["--json", *argv]
     values = {**flags, **_parsed(where, loaded, command, argv)}
+    resume = next((parameter for parameter in loaded.params if parameter.name == "resume"), None)
     read = [value for name, value in values.items() if name not in (*_OUTPUTS, *_NEITHER)]
     return Stage(
         label=label,
@@ -146,6 +149,7 @@ def _stage(where: str, label: str, command: str, given: Mapping[str, Any]) -> St
         paths=tuple(_paths(read)),
         outputs=tuple(_paths([values.get(name) for name in _OUTPUTS])),
         prints_json=prints_json,
+        restart=resume.secondary_opts[0] if resume is not None and "resume" not in flags else None,
     )
 
 

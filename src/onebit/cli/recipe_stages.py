@@ -1,8 +1,9 @@
 """Run the stages of a recipe one after the other, each as its command would run, and skip what is up to date.
 
 What shaped it: a stage may take hours and be killed, so what is done is written down after each stage, and that one is
-being worked on before; the commands resume by themselves. They run in this process, so a Ctrl-C or SIGTERM is handled
-by the command that is at work, and its exit code becomes ours. What one leaves behind in torch is cleared after it.
+being worked on before; the commands resume by themselves, except where what they would go on from came of other inputs
+or flags. They run in this process, so a Ctrl-C or SIGTERM is handled by the command that is at work, and its exit code
+becomes ours; what one leaves behind in torch is cleared after it. It knows commands, so it lives with them.
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ def run_stages(recipe: Recipe, say: Say, report: Callable[[dict[str, StageRecord
             records[stage.label] = before
         else:
             say(f"{head}: {'; '.join(reasons)}")
-            records[stage.label] = _run(stage, now, state)
+            is_another = before is not None and bool(what_changed(before.fingerprint, now))
+            records[stage.label] = _run(stage, now, state, start_over=is_another)
             code = records[stage.label].exit_code or 0
             _say_result(records[stage.label], say)
         with replacing(page) as out:
@@ -85,14 +87,19 @@ def _why_run(stage: Stage, before: StageRecord | None, now: dict[str, Any]) -> l
     return what_changed(before.fingerprint, now) + missing
 
 
-def _run(stage: Stage, now: dict[str, Any], state: _State) -> StageRecord:
-    """Run a stage's command and write down how it ended, also when it ends in an exception."""
-    record = StageRecord(command_line=stage.argv, fingerprint=now, status="failed")
-    state.save(stage.label, StageRecord(command_line=stage.argv, fingerprint=now))
+def _run(stage: Stage, now: dict[str, Any], state: _State, *, start_over: bool) -> StageRecord:
+    """Run a stage's command and write down how it ended, also when it ends in an exception.
+
+    start_over: what its folder holds came of other inputs or flags; the command would refuse to go on from it.
+    """
+    command, *words = stage.argv
+    argv = [command, stage.restart, *words] if start_over and stage.restart is not None else stage.argv
+    record = StageRecord(command_line=argv, fingerprint=now, status="failed")
+    state.save(stage.label, StageRecord(command_line=argv, fingerprint=now))
     began = time.monotonic()
     try:
         with _cleared(), _captured(hidden=stage.prints_json) as (printed, errors):
-            record.exit_code = execute(stage.argv)
+            record.exit_code = execute(argv)
         missing = [path for path in stage.outputs if not Path(path).exists()]
         if record.exit_code == 0 and missing:
             record.exit_code, record.error = 1, f"it ended well but did not write {', '.join(missing)}"
