@@ -181,6 +181,15 @@ def test_more_samples_go_on_from_those_there_are(settings: SelfgenSettings, monk
     assert samples(settings.out) == five
 
 
+def test_a_run_may_write_into_the_models_folder(settings: SelfgenSettings, tmp_path: Path) -> None:
+    inside = replace(settings, model_path=str(make_model(tmp_path / "own")), out=tmp_path / "own" / "data.jsonl", num=2)
+    selfgen(inside)
+    selfgen(inside)
+    (tmp_path / "own" / "generation_config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="another run's journal \\(model"):
+        selfgen(inside)
+
+
 @pytest.mark.parametrize(("change", "value"), [("seed", 1), ("batch_size", 3), ("temperature", 0.7)])
 def test_another_runs_journal_is_refused(settings: SelfgenSettings, change: str, value: Any) -> None:
     selfgen(replace(settings, num=2))

@@ -17,9 +17,11 @@ from onebit.errors import ConfigError, DataError, MissingExtraError
 __all__ = ["DTYPES", "Answer", "AnsweringModel", "Sampling", "model_fingerprint", "model_folder", "resolved_device"]
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-# What decides an answer; optimizer state and logs beside it do not.
-_MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "merges.txt")
-_LOGS = ("training_manifest.json", "run.json")
+# What decides an answer; optimizer state, logs and what we write beside it do not.
+_MODEL_FILES = (
+    *("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "*.jinja"),
+    *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,10 +67,9 @@ def model_fingerprint(folder: Path) -> str:
     """Hash of the names and contents of the files that decide what a model answers."""
     digest = hashlib.blake2b(digest_size=16)
     for path in sorted({path for pattern in _MODEL_FILES for path in folder.glob(pattern)}):
-        if path.name not in _LOGS:
-            digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "blake2b").digest())
+        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "blake2b").digest())
     return digest.hexdigest()
 
 
