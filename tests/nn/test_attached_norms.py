@@ -33,10 +33,6 @@ def tiny(kind: str = "Llama") -> Any:
     return transformers.AutoModelForCausalLM.from_config(config).eval()
 
 
-def run(model: nn.Module, batch: torch.Tensor) -> None:
-    model(batch)
-
-
 def rms(x: torch.Tensor) -> torch.Tensor:
     return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
 
@@ -94,7 +90,7 @@ def test_fitting_keeps_the_function_close() -> None:
     attach_post_attention_norms(model)
     wanted = plain(IDS).logits
     before = (model(IDS).logits - wanted).square().mean()
-    fit_norms(model, [IDS[:1], IDS[1:]], run)
+    fit_norms(model, [IDS[:1], IDS[1:]])
     assert (model(IDS).logits - wanted).square().mean() < 0.1 * before
     norm = model.model.layers[0].mlp.ffn_sub_norm
     seen: list[torch.Tensor] = []
@@ -102,7 +98,7 @@ def test_fitting_keeps_the_function_close() -> None:
     plain(IDS)
     torch.testing.assert_close(norm.weight, seen[0].square().mean().sqrt().expand(32))
     with pytest.raises(OnebitError, match="met no input"):
-        fit_norms(model, [], run)
+        fit_norms(model, [])
 
 
 def test_at_conversion_they_are_the_copys_own_and_train() -> None:

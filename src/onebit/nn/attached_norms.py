@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from onebit.errors import OnebitError
 from onebit.nn.norms import RMSNorm
+from onebit.nn.samples import run_batch
 
 __all__ = ["attach_post_attention_norms", "attach_sub_norms", "attached_norms", "fit_norms"]
 
@@ -114,11 +115,11 @@ def _width(module: nn.Module, weight: Tensor, *, sub: bool) -> int:
 
 
 @torch.no_grad()
-def fit_norms(model: nn.Module, batches: Iterable[Any], run: Callable[[nn.Module, Any], Any]) -> None:
+def fit_norms(model: nn.Module, batches: Iterable[Any]) -> None:
     """Give every attached norm the weight at which it keeps the size of what it meets on the batches.
 
     Measured with the norms out of the way, so on the model as it was; each norm's weight becomes the root mean square
-    of its inputs over all tokens. run(model, batch) calls the model. Do this before the layers are converted.
+    of its inputs over all tokens. batches: see `run_batch`. Do this before the layers are converted.
     """
     norms = attached_norms(model)
     sums = {name: torch.zeros(2, dtype=torch.float64) for name in norms}
@@ -134,7 +135,7 @@ def fit_norms(model: nn.Module, batches: Iterable[Any], run: Callable[[nn.Module
     handles = [norm.register_forward_hook(passing(name)) for name, norm in norms.items()]
     try:
         for batch in batches:
-            run(model, batch)
+            run_batch(model, batch)
     finally:
         for handle in handles:
             handle.remove()

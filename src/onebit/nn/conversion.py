@@ -9,7 +9,7 @@ Shape suffixes: O outputs, I inputs.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -17,8 +17,9 @@ import torch
 from torch import nn
 
 from onebit.errors import ConfigError
-from onebit.nn.attached_norms import attach_post_attention_norms, attach_sub_norms
+from onebit.nn.attached_norms import attach_post_attention_norms, attach_sub_norms, fit_norms
 from onebit.nn.bit_linear import BitLinear, weight_quantizer_from
+from onebit.nn.calibration import LayerFit, calibrate
 from onebit.nn.convertible import choose, is_conv1d
 from onebit.nn.hadamard import HadamardRotation, block_size_for
 from onebit.nn.schedule import Schedule
@@ -43,7 +44,7 @@ class ConversionReport:
     replaced: now BitLinear; kept: name -> why it is as it was; transposed: those of `replaced` that were Conv1D
     [I, O] and now hold [O, I], which the model's own class cannot load back; spec and activation_quantizer: what
     the replaced layers compute with; rotated: name -> block size of those whose inputs are turned; norms: the
-    RMSNorms that were added.
+    RMSNorms that were added; fits: name -> errors of those that were calibrated.
     """
 
     replaced: tuple[str, ...]
@@ -53,6 +54,7 @@ class ConversionReport:
     activation_quantizer: ActivationQuantizer
     rotated: dict[str, int] = field(default_factory=dict)
     norms: tuple[str, ...] = ()
+    fits: dict[str, LayerFit] = field(default_factory=dict)
 
     def __str__(self) -> str:
         head = f"{len(self.replaced)} linear layers replaced, {len(self.kept)} kept"
@@ -74,6 +76,7 @@ def replace_linear_with_bitlinear(
     sub_norms: bool = False,
     rmsnorm_post_attn: bool = False,
     hadamard_block: int | None = None,
+    calibration: Iterable[Any] | None = None,
 ) -> nn.Module:
     """Make a BitLinear of every linear layer of `model`, in place, and return the same model.
 
@@ -85,7 +88,8 @@ def replace_linear_with_bitlinear(
     layers read and the model then carries as `model.schedule`, where the training callback finds it.
     sub_norms: an RMSNorm before o_proj and down_proj; rmsnorm_post_attn: one behind the attention (`attached_norms`).
     hadamard_block: the inputs of the replaced layers are turned in blocks of this power of two or the largest smaller
-    one that divides them, and the weights with them (`hadamard`).
+    one that divides them, and the weights with them (`hadamard`). calibration: batches of what the model is called
+    with, to which added norms and the layers' codes and scales are fitted (`calibration.calibrate`); None rounds.
     `model.conversion_report` says what was done. Raises OnebitError when a pattern names no module or no layer can be
     replaced, ConfigError for contradictory arguments.
     """
@@ -106,6 +110,7 @@ def replace_linear_with_bitlinear(
         sub_norms=sub_norms,
         rmsnorm_post_attn=rmsnorm_post_attn,
         hadamard_block=hadamard_block,
+        calibration=calibration,
     )
 
 
@@ -126,11 +131,15 @@ def convert_layers(
     sub_norms: bool = False,
     rmsnorm_post_attn: bool = False,
     hadamard_block: int | None = None,
+    calibration: Iterable[Any] | None = None,
 ) -> nn.Module:
     """Make BitLinears of these layers (by name) of the model, whatever they are called; kept: for the report."""
     transposed = tuple(name for name, module in layers.items() if is_conv1d(module))
     norms = attach_sub_norms(model) if sub_norms else []
     norms += attach_post_attention_norms(model) if rmsnorm_post_attn else []
+    batches = None if calibration is None else list(calibration)
+    if norms and batches is not None:
+        fit_norms(model, batches)
     if schedule is not None:
         _carry(model, schedule)
     parameters: dict[int, nn.Parameter] = {}
@@ -140,8 +149,9 @@ def convert_layers(
     _stop_reading_past_forward(model)
     if "conversion_report" not in model.__dict__:
         model.register_state_dict_post_hook(_describe)
+    fits = {} if batches is None else calibrate(model, batches)
     report = ConversionReport(
-        tuple(layers), dict(kept or {}), transposed, spec, activation_quantizer, rotated, tuple(norms)
+        tuple(layers), dict(kept or {}), transposed, spec, activation_quantizer, rotated, tuple(norms), fits
     )
     model.__dict__["conversion_report"] = report
     return model
