@@ -62,7 +62,7 @@ def test_outputs_come_nearer_to_the_float_models(arguments: dict[str, Any]) -> N
     fitted = replace_linear_with_bitlinear(tiny(), calibration=BATCHES, **arguments)
     fits = fitted.conversion_report.fits
     assert set(fits) == set(fitted.conversion_report.replaced)
-    assert all(fit.fitted < 0.6 * fit.rounded for fit in fits.values())
+    assert all(fit.fitted < 0.75 * fit.rounded for fit in fits.values())
     assert distance(fitted, wanted) < 0.75 * distance(rounded, wanted)
 
 
