@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import weakref
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -66,14 +67,10 @@ class Model:
             os.fsencode(self.path), ctypes.byref(options), ctypes.byref(self._handle), ctypes.byref(error)
         )
         c.check(status, error, "" if status == 5 else str(self.path))
+        weakref.finalize(self, c.library().ob_unload, self._handle)  # at the latest before the interpreter goes
         described = c.CDescription()
         c.library().ob_model_describe(self._handle, ctypes.byref(described))
         self.description = Description.from_c(described)
-
-    def __del__(self) -> None:
-        handle, self._handle = getattr(self, "_handle", None), ctypes.c_void_p()
-        if handle:
-            c.library().ob_unload(handle)
 
     def __repr__(self) -> str:
         d = self.description

@@ -6,6 +6,7 @@ Legend: n and N tokens, V vocab_size. Arrays that come back are fresh and belong
 from __future__ import annotations
 
 import ctypes
+import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -81,11 +82,7 @@ class Session:
             model._handle, ctypes.byref(options), ctypes.byref(self._handle), ctypes.byref(error)
         )
         c.check(status, error)
-
-    def __del__(self) -> None:
-        handle, self._handle = getattr(self, "_handle", None), ctypes.c_void_p()
-        if handle:
-            c.library().ob_session_free(handle)
+        weakref.finalize(self, c.library().ob_session_free, self._handle)
 
     @property
     def model(self) -> Model:
