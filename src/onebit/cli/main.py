@@ -38,6 +38,7 @@ COMMANDS: dict[str, CommandLine] = {
     "train": CommandLine("Train", "Train a 1-bit or 1.58-bit model."),
     "selfgen": CommandLine("Train", "Let a model write instruction data itself, and keep the good answers."),
     "recipe": CommandLine("Train", "Run a list of commands as one that resumes, with a report."),
+    "convert": CommandLine("Convert", "Write BitNet latents as a folder that transformers runs."),
     "export": CommandLine("Convert", "Write a checkpoint as one .1bit file."),
     "compress": CommandLine("Convert", "Pack a checkpoint at four ternary codes a byte, and back."),
     "generate": CommandLine("Run", "Continue a prompt, streamed to the terminal."),
