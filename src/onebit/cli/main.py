@@ -36,6 +36,7 @@ COMMANDS: dict[str, CommandLine] = {
     "data": CommandLine("Train", "Turn text into token blocks, or fetch a known corpus."),
     "tokenizer": CommandLine("Train", "Train a byte-level BPE tokenizer on your text."),
     "train": CommandLine("Train", "Train a 1-bit or 1.58-bit model."),
+    "sft": CommandLine("Train", "Fine-tune a Hugging Face model with ternary weights."),
     "selfgen": CommandLine("Train", "Let a model write instruction data itself, and keep the good answers."),
     "recipe": CommandLine("Train", "Run a list of commands as one that resumes, with a report."),
     "convert": CommandLine("Convert", "Write BitNet latents as a folder that transformers runs."),
@@ -134,9 +135,10 @@ class LazyGroup(TyperGroup):
 def load_command(name: str) -> Any:
     """Import ``onebit.cli.<name>`` and turn its function of the same name into a command."""
     attribute = name.replace("-", "_")
-    function = getattr(importlib.import_module(f"onebit.cli.{attribute}"), attribute)
+    module = importlib.import_module(f"onebit.cli.{attribute}")
+    function = getattr(module, attribute)
     single = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    single.command(name, cls=Command)(function)
+    single.command(name, cls=Command, context_settings=getattr(module, "CONTEXT_SETTINGS", None))(function)
     return typer.main.get_command(single)
 
 

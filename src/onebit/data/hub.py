@@ -13,8 +13,8 @@ __all__ = ["load_hub_dataset"]
 _TIMEOUT = 10.0  # seconds for the hub's first answer
 
 
-def load_hub_dataset(name: str, config: str | None, *, streaming: bool = False) -> Any:
-    """The splits of a data set; from the cache alone when the hub does not answer.
+def load_hub_dataset(name: str, config: str | None, *, streaming: bool = False, allow_download: bool = True) -> Any:
+    """The splits of a data set; from the cache alone when the hub does not answer or no download is allowed.
 
     Raises:
         DataError: it cannot be had; the message is the reason, in one line.
@@ -23,13 +23,14 @@ def load_hub_dataset(name: str, config: str | None, *, streaming: bool = False) 
         import datasets
     except ImportError:
         raise MissingExtraError("train", f"the data set '{name}'") from None
-    answers = _hub_answers(name)
+    answers = allow_download and _hub_answers(name)
     try:
         with nullcontext() if answers else _cache_only():
             return datasets.load_dataset(name, config, streaming=streaming)
     except Exception as error:  # the hub client raises many kinds, all of which mean: not to be had
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(reason if answers else "the hub does not answer, and it is not in the cache") from None
+        absent = "the hub does not answer, and it is not in the cache" if allow_download else "it is not in the cache"
+        raise DataError(reason if answers else absent) from None
 
 
 def _hub_answers(name: str) -> bool:

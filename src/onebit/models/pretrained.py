@@ -1,0 +1,131 @@
+"""Float and latent models by folder or name, from this machine alone unless a download is asked for."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as library_logging
+
+from onebit.errors import ConfigError, DataError, nearest_name
+
+__all__ = ["DTYPES", "describe_model", "load_causal_lm", "load_tokenizer_of", "read_tensors"]
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def describe_model(name: str, *, revision: str | None = None, allow_download: bool = False) -> Any:
+    """The configuration of a model's folder, or of a model by name.
+
+    Raises:
+        DataError: there is no such model here, or it holds packed codes, which cannot be trained.
+    """
+    config = _fetch(AutoConfig, name, revision, allow_download, "model")
+    told = getattr(config, "quantization_config", None)
+    if told is not None:
+        told = told if isinstance(told, dict) else told.to_dict()
+        method = str(getattr(told["quant_method"], "value", told["quant_method"]))
+        if method != "bitnet" or told.get("quantization_mode") != "online":
+            raise DataError(
+                f"'{name}' holds weights packed by '{method}', which cannot be trained; give its revision or "
+                "repository of latents (Falcon-E: --model-revision prequantized; BitNet 2B-4T: the one ending in -bf16)"
+            )
+    return config
+
+
+def load_causal_lm(
+    name: str, config: Any, *, revision: str | None = None, dtype: str = "float32", allow_download: bool = False
+) -> Any:
+    """The causal language model of a configuration that `describe_model` gave, its latents as plain linear layers.
+
+    Raises:
+        ConfigError: an unknown dtype. DataError: weights are missing, damaged or of other shapes.
+    """
+    if dtype not in DTYPES:
+        raise ConfigError(f"--dtype is '{dtype}'; it must be one of {', '.join(DTYPES)}{nearest_name(dtype, DTYPES)}")
+    if getattr(config, "quantization_config", None) is not None:
+        # Latents of a model that quantises itself: plain linear layers, for ours to replace.
+        del config.quantization_config
+    model, loading = _fetch(
+        AutoModelForCausalLM,
+        name,
+        revision,
+        allow_download,
+        "model",
+        config=config,
+        dtype=dtype,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+    )
+    for what in ("missing_keys", "mismatched_keys"):
+        if loading.get(what):
+            names = sorted(key if isinstance(key, str) else str(key[0]) for key in loading[what])
+            raise DataError(
+                f"'{name}': its weights do not fit its config.json: {len(names)} {what.replace('_', ' ')} "
+                f"({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+            )
+    return model
+
+
+def load_tokenizer_of(name: str, *, revision: str | None = None, allow_download: bool = False) -> Any:
+    """The tokenizer of a model's folder or name, as transformers wraps it.
+
+    Raises:
+        DataError: there is none.
+    """
+    return _fetch(AutoTokenizer, name, revision, allow_download, "tokenizer")
+
+
+def read_tensors(folder: Path, names: Collection[str]) -> dict[str, Tensor]:
+    """Those of the named tensors that the safetensors files of a folder hold."""
+    from safetensors import safe_open
+
+    found: dict[str, Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            found |= {key: file.get_tensor(key) for key in file.keys() if key in names}  # noqa: SIM118
+    return found
+
+
+def _fetch(kind: Any, name: str, revision: str | None, allow_download: bool, what: str, **more: Any) -> Any:
+    path = Path(name).expanduser()
+    is_folder = path.is_dir()
+    if is_folder and not (path / "config.json").is_file():
+        raise DataError(f"the folder '{name}' holds no config.json; give a model's folder")
+    if not is_folder and (path.is_absolute() or name.startswith((".", "~"))):
+        raise DataError(f"no folder '{name}'; give a model's folder or its name")
+    try:
+        with _quiet():
+            return kind.from_pretrained(
+                str(path) if is_folder else name,
+                revision=None if is_folder else revision,
+                local_files_only=is_folder or not allow_download,
+                **more,
+            )
+    except Exception as error:  # transformers and the hub client raise many kinds, all of which mean: not to be had
+        if isinstance(error, (DataError, MemoryError)):
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if not is_folder and not allow_download:
+            raise DataError(
+                f"the {what} '{name}' is no folder here and not in the cache; give a folder, or --allow-download"
+            ) from error
+        raise DataError(f"the {what} '{name}' cannot be loaded: {reason[:300]}") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No report of keys (ours is one line) and no progress bar for this while."""
+    shown, verbosity = library_logging.is_progress_bar_enabled(), library_logging.get_verbosity()
+    library_logging.set_verbosity_error()
+    library_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        library_logging.set_verbosity(verbosity)
+        if shown:
+            library_logging.enable_progress_bar()

@@ -1,0 +1,249 @@
+"""The fine-tuning recipe: a model and rows in, a folder of latents that computes in ternary out.
+
+The model is converted in place, warmed up from float to ternary, trained by TRL's SFTTrainer, and saved as a
+transformers folder whose config.json says how its layers are read (`onebit.models.load_converted`). As with
+`onebit train`, all that can be refused is refused before anything is written, and a killed run goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import set_seed
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from onebit.data.instructions import Rows, bars_off, is_conversation, open_rows
+from onebit.errors import ConfigError, DataError
+from onebit.models.converted import Conversion, convert_model, load_converted, recorded_conversion
+from onebit.models.devices import check_device
+from onebit.models.pretrained import describe_model, load_causal_lm, load_tokenizer_of
+from onebit.nn import Schedule
+from onebit.nn.attached_norms import fit_norms
+from onebit.nn.calibration import calibrate
+from onebit.train.arguments import prepare_tracker
+from onebit.train.checkpoints import last_checkpoint, remove_checkpoints, remove_leftovers
+from onebit.train.identity import claim, record
+from onebit.train.interrupt import StopOnSignal
+from onebit.train.manifest import MANIFEST_NAME, write_json
+from onebit.train.metrics_log import MetricsLog, read_metrics
+from onebit.train.picture import draw_loss_curve
+from onebit.train.preparation import output_folder
+from onebit.train.progress import ProgressLines, duration
+from onebit.train.recipe import TrainResult, library_bars_off
+from onebit.train.sft_manifest import sft_manifest
+from onebit.train.sft_settings import SftSettings
+from onebit.train.sft_trainer import LambdaWarmup, TernarySftTrainer
+from onebit.train.trained_rows import first_texts, rows_fingerprint
+from onebit.train.trl_options import sft_config
+
+__all__ = ["MakeTrainer", "fine_tune", "sft"]
+
+# (settings, the Trainer's arguments by name) -> the Trainer
+MakeTrainer = Callable[..., TernarySftTrainer]
+
+_WANDB_PROJECT = "AIVillage-BitNet158"
+_ROWS_TO_FIT_NORMS = 16
+_SAMPLE = 512  # tokens of a row that norms are fitted and layers calibrated to
+
+
+def sft(settings: SftSettings) -> TrainResult:
+    """Fine-tune a model as told; resumes by itself when the output folder holds a checkpoint of the same run.
+
+    The folder then holds the latents, config.json, the tokenizer, training_manifest.json, metrics.jsonl and the loss
+    curve; a run that a signal stopped holds its checkpoint, metrics and manifest.
+
+    Raises:
+        ConfigError, DataError, MissingExtraError: with one line that says what to change.
+    """
+    return fine_tune(settings, TernarySftTrainer)
+
+
+def fine_tune(settings: SftSettings, make_trainer: MakeTrainer) -> TrainResult:
+    """The run of `sft` and of every recipe that trains on its rows in another way."""
+    began = time.monotonic()
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    if settings.device != "auto":
+        check_device(settings.device)
+    with StopOnSignal() as stop, library_bars_off(), bars_off(), output_folder(settings.output_dir):
+        progress = ProgressLines(quiet=settings.quiet)
+        _prepare_wandb(settings)
+        on_cpu = settings.device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+        arguments = sft_config(settings, on_cpu=on_cpu, distributed="LOCAL_RANK" in os.environ)
+        progress.quiet = progress.quiet or arguments.process_index != 0
+        tokenizer = _tokenizer(settings)
+        with arguments.main_process_first(local=False):
+            rows = _rows(settings, tokenizer)
+        if rows.is_text and not arguments.packing:
+            # Documents of any length: cut at max_length they would lose all but their beginning.
+            arguments.packing, arguments.packing_strategy = True, "wrapped"
+        if arguments.eval_strategy != "no" and rows.validation is None:
+            raise ConfigError("--eval-strategy needs validation rows: give --val-data or a --val-fraction above 0")
+        model = prepare_model(settings, rows, tokenizer)
+        progress.say(str(model.conversion_report).splitlines()[0] if hasattr(model, "conversion_report") else "")
+        try:
+            trainer = make_trainer(
+                model=model,
+                args=arguments,
+                train_dataset=rows.train,
+                eval_dataset=rows.validation,
+                processing_class=tokenizer,
+                warmup=LambdaWarmup(settings.lambda_warmup_frac, settings.lambda_shape),
+                callbacks=[MetricsLog(settings.output_dir), stop, progress],
+            )
+        except (ValueError, RuntimeError) as error:
+            raise ConfigError(f"TRL refuses this: {' '.join(str(error).split())}") from error
+        trainer.remove_callback(PrinterCallback)
+        trainer.remove_callback(ProgressCallback)
+        fingerprint = rows_fingerprint(trainer.train_dataset)
+        checkpoint = _begin(settings, trainer, fingerprint, progress)
+        try:
+            if checkpoint is None or not trainer.take_up_finished(checkpoint):
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        finally:
+            progress.close()
+        return _finish(settings, trainer, stop, fingerprint, time.monotonic() - began, progress)
+
+
+def prepare_model(settings: SftSettings, rows: Rows, tokenizer: Any) -> Any:
+    """The model with BitLinears and, when there is a warm-up, a schedule that it carries."""
+    name = settings.model_name_or_path
+    where: dict[str, Any] = {"revision": settings.model_revision, "allow_download": settings.allow_download}
+    config = describe_model(name, **where)
+    set_seed(settings.seed)
+    if config.model_type == "onebit":
+        if any(value is not None for value in settings.conversion.values()):
+            raise ConfigError(
+                f"'{name}' was trained by onebit and is quantised already; leave the conversion flags out"
+            )
+        return load_causal_lm(name, config, dtype=settings.dtype)
+    conversion = Conversion.of(config, **settings.conversion)
+    schedule = Schedule(uses_lambda=True) if settings.lambda_warmup_frac > 0 else None
+    if recorded_conversion(config) is not None:
+        if not Path(name).is_dir():
+            raise DataError(f"'{name}' is a converted model in the cache; give the path of its folder")
+        return load_converted(name, schedule=schedule, dtype=settings.dtype)
+    model = load_causal_lm(name, config, dtype=settings.dtype, **where)
+
+    def fit(float_model: nn.Module) -> None:
+        fit_norms(float_model, _batches(rows, tokenizer, _ROWS_TO_FIT_NORMS))
+
+    # A run that goes on takes all weights from its checkpoint.
+    is_fresh = not settings.resume or last_checkpoint(settings.output_dir) is None
+    model = convert_model(model, conversion, schedule=schedule, fit=fit if is_fresh else lambda _: None)
+    if is_fresh and settings.calibration_rows:
+        calibrate(model, _batches(rows, tokenizer, settings.calibration_rows))
+    return model
+
+
+def _batches(rows: Rows, tokenizer: Any, count: int) -> list[Tensor]:
+    """The tokens of the first rows, [1, L] each."""
+    texts = first_texts(rows.train, tokenizer, count)
+    options = {"return_tensors": "pt", "truncation": True, "max_length": _SAMPLE}
+    return [tokenizer(text[: 8 * _SAMPLE], **options)["input_ids"] for text in texts]
+
+
+def _tokenizer(settings: SftSettings) -> Any:
+    tokenizer = load_tokenizer_of(
+        settings.model_name_or_path, revision=settings.model_revision, allow_download=settings.allow_download
+    )
+    if tokenizer.eos_token is None and "eos_token" not in settings.trl:
+        raise ConfigError(
+            f"the tokenizer of '{settings.model_name_or_path}' has no end-of-text token; name one with --eos-token"
+        )
+    return tokenizer
+
+
+def _rows(settings: SftSettings, tokenizer: Any) -> Rows:
+    has_template = tokenizer.chat_template is not None or "chat_template_path" in settings.trl
+    rows = open_rows(
+        settings.dataset_name,
+        cache=settings.cache,
+        text_column=settings.trl.get("dataset_text_field", "text"),
+        val_data=settings.val_data,
+        val_fraction=settings.val_fraction,
+        seed=settings.seed,
+        with_messages=has_template,
+        allow_download=settings.allow_download,
+    )
+    if is_conversation(next(iter(rows.train))) and not has_template:
+        raise ConfigError(
+            f"'{settings.dataset_name}' holds conversations, and the tokenizer of '{settings.model_name_or_path}' has "
+            "no chat template; give one with --chat-template-path: a FILE.jinja, or a tokenizer's folder"
+        )
+    return rows
+
+
+def _prepare_wandb(settings: SftSettings) -> None:
+    """Weights & Biases, when asked for: offline, under the gradual-lambda recipe's project and tags."""
+    if settings.report_to == "wandb":
+        source = Path(settings.dataset_name).stem
+        model = Path(settings.model_name_or_path).name
+        os.environ.setdefault("WANDB_PROJECT", _WANDB_PROJECT)
+        os.environ.setdefault("WANDB_TAGS", f"stage:bitnet158,source:{source},model:{model}")
+    prepare_tracker(settings.report_to, settings.output_dir)
+
+
+def _begin(settings: SftSettings, trainer: TernarySftTrainer, fingerprint: str, progress: ProgressLines) -> Path | None:
+    """Where to start: at a checkpoint of this very run, or at the beginning, in a folder that says whose it is."""
+    folder, arguments = settings.output_dir, trainer.args
+    wanted = {"data": fingerprint, **settings.deciding(), "processes": arguments.world_size}
+    checkpoint = last_checkpoint(folder) if settings.resume else None
+    if checkpoint is not None:
+        claim(folder, {**wanted, "max_steps": settings.max_steps or 0})
+        progress.say(f"resuming from {checkpoint}")
+        return checkpoint
+    with arguments.main_process_first(local=False):
+        if arguments.should_save:
+            remove_leftovers(folder)
+            remove_checkpoints(folder)
+            for path in (folder / MANIFEST_NAME, *folder.glob("model*.safetensors*")):
+                path.unlink(missing_ok=True)
+            record(folder, wanted, settings.max_steps or 0)
+    return None
+
+
+def _finish(
+    settings: SftSettings,
+    trainer: TernarySftTrainer,
+    stop: StopOnSignal,
+    fingerprint: str,
+    seconds: float,
+    progress: ProgressLines,
+) -> TrainResult:
+    """Evaluate, write model, tokenizer, manifest and picture, and say where they are."""
+    steps, max_steps, folder = trainer.state.global_step, trainer.state.max_steps, settings.output_dir
+    signal = stop.caught if steps < max_steps else None
+    metrics: dict[str, float] = {}
+    for entry in read_metrics(folder):
+        metrics.update(entry)
+    if signal is None:
+        done = any("eval_loss" in entry and entry["step"] == steps for entry in read_metrics(folder))
+        if trainer.eval_dataset is not None and not done:
+            found: dict[str, Any] = trainer.evaluate()
+            metrics.update({name: value for name, value in found.items() if isinstance(value, (int, float))})
+        trainer.save_final(folder)
+    metrics["step"] = steps
+    if trainer.args.should_save:
+        about = sft_manifest(settings, trainer, fingerprint, metrics, seconds, is_complete=signal is None)
+        write_json(folder / MANIFEST_NAME, about)
+        draw_loss_curve(folder)
+    if signal is None:
+        progress.say(f"trained {steps} steps in {duration(seconds)}; the model is in {folder}")
+        last = trainer.warmup.value(max(steps - 1, 0), max_steps)
+        if last < 1.0:
+            progress.say(
+                f"warning: the run ended at lambda {last:.3g}, and the saved model is fully quantised; "
+                "shorten --lambda-warmup-frac"
+            )
+    else:
+        progress.say(f"stopped by a signal after step {steps}; the same command goes on from there")
+    return TrainResult(
+        output_dir=folder, steps=steps, max_steps=max_steps, metrics=metrics, seconds=seconds, signal=signal
+    )
