@@ -235,6 +235,23 @@ def test_greedy_answers_are_those_of_the_model_alone(model: Path) -> None:
     assert answer == Answer(text=tokenizer.decode(ids[start:], skip_special_tokens=True), finished=finished)
 
 
+def test_a_converted_model_answers_with_its_quantised_layers(model: Path, tmp_path: Path) -> None:
+    from onebit.models.converted import Conversion, convert_model
+    from onebit.nn import bit_layers
+
+    net = convert_model(transformers.LlamaForCausalLM.from_pretrained(model), Conversion(group_size=64))
+    net.save_pretrained(tmp_path / "converted")
+    word_tokenizer(None).save_pretrained(tmp_path / "converted")
+    answering = AnsweringModel(tmp_path / "converted")
+    assert len(list(bit_layers(answering._model))) == 14
+    greedy = Sampling(max_new_tokens=1, temperature=0.0, top_p=1.0, thinking=False)
+    (answer,) = answering.answer(["word1 word2"], greedy, 0)
+    tokenizer = word_tokenizer(None)
+    with torch.no_grad():
+        first = net.eval()(torch.tensor([tokenizer("word1 word2")["input_ids"]])).logits[0, -1].argmax()
+    assert answer.text == tokenizer.decode(first, skip_special_tokens=True)
+
+
 def test_a_model_without_template_gives_text(settings: SelfgenSettings, plain_model: Path) -> None:
     selfgen(replace(settings, model_path=str(plain_model), num=3))
     for sample in samples(settings.out):

@@ -19,6 +19,7 @@ from onebit.cli.main import execute
 from onebit.errors import FormatError, OnebitError
 from onebit.formats.compress import compress, decompress, latent_state, quantized_layers, quantized_state_of
 from onebit.formats.compressed_file import (
+    CompressedFile,
     compress_checkpoint,
     decompress_to_checkpoint,
     read_compressed,
@@ -116,8 +117,36 @@ def test_a_checkpoint_goes_to_a_file_and_back_and_computes_the_same(
     with torch.no_grad():
         assert torch.equal(model(ids).logits, loaded(ids).logits)
     compress_checkpoint(again, tmp_path / "second.safetensors")
-    first, second = (read_compressed(path)[0] for path in (file, tmp_path / "second.safetensors"))
+    first, second = (read_compressed(path).state for path in (file, tmp_path / "second.safetensors"))
     assert equal(first, second)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen3"])
+@pytest.mark.parametrize("rotate", [False, True])
+def test_a_converted_model_goes_to_a_file_and_back(tmp_path: Path, kind: str, rotate: bool) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from onebit.models.converted import Conversion, convert_model, load_converted
+
+    torch.manual_seed(0)
+    shape = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ends = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    if kind != "gpt2":
+        shape |= {"intermediate_size": 64, "num_key_value_heads": 1, "tie_word_embeddings": kind == "qwen3"}
+    config = AutoConfig.for_model(kind, **shape, **ends)
+    conversion = Conversion(group_size=64, sub_norms=True, hadamard_block=16 if rotate else None)
+    model = convert_model(AutoModelForCausalLM.from_config(config), conversion, fit=lambda model: None).eval()
+    model.save_pretrained(tmp_path / "model")
+    file, again = tmp_path / "m.safetensors", tmp_path / "again"
+    compress_checkpoint(tmp_path / "model", file)
+    decompress_to_checkpoint(file, again)
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, load_converted(again).eval()(ids).logits)
+    compress_checkpoint(again, tmp_path / "second.safetensors")
+    first, second = (read_compressed(path) for path in (file, tmp_path / "second.safetensors"))
+    assert equal(dict(first.state), dict(second.state))
+    assert len(first.transposed) == (8 if kind == "gpt2" else 0)
 
 
 def test_the_file_is_as_small_as_two_bits_a_weight(tmp_path: Path) -> None:
@@ -127,7 +156,7 @@ def test_the_file_is_as_small_as_two_bits_a_weight(tmp_path: Path) -> None:
     coded = sum(layer.weight.numel() for _, layer in bit_layers(model))
     others = sum(p.numel() for p in model.parameters()) - coded
     header = int.from_bytes(file.read_bytes()[:8], "little")
-    beside = sum(len(content) for content in read_compressed(file)[1].values())
+    beside = sum(len(content) for content in read_compressed(file).files.values())
     assert file.stat().st_size - header - beside == pytest.approx(coded / 4 + others * 4, rel=0.02)
 
 
@@ -144,9 +173,9 @@ def test_layers_that_share_a_weight_share_their_codes(tmp_path: Path) -> None:
     model["b"].weight = model["a"].weight
     packed = compress(model)
     assert packed["a.codes"] is packed["b.codes"]
-    write_compressed(tmp_path / "f", packed, {})
+    write_compressed(tmp_path / "f", CompressedFile(state=packed))
     assert "b.codes" not in load_file(tmp_path / "f")
-    read = read_compressed(tmp_path / "f")[0]
+    read = read_compressed(tmp_path / "f").state
     assert equal(read, packed)
     assert equal(decompress(read), quantized_state_of(model))
     latents = latent_state(decompress(read))
@@ -188,7 +217,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["../evil", "/tmp/evil", ".hidden", "a\\b", ""])
 def test_a_file_inside_cannot_leave_its_folder(tmp_path: Path, name: str) -> None:
     path = tmp_path / "hostile"
-    write_compressed(path, compress(nn.Sequential(BitLinear(4, 4))), {name: b"x"})
+    write_compressed(path, CompressedFile(state=compress(nn.Sequential(BitLinear(4, 4))), files={name: b"x"}))
     with pytest.raises(FormatError, match="plain name"):
         read_compressed(path)
 
@@ -217,7 +246,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         ([tmp_path / "none", "--output", tmp_path / "n"], "no config.json"),
         ([folder, "--output", tmp_path], "is a folder; give the name of a file"),
         ([folder, "--output", tmp_path / "no" / "n"], "does not exist"),
-        ([tmp_path / "float", "--output", tmp_path / "n"], "nothing to compress"),
+        ([tmp_path / "float", "--output", tmp_path / "n"], "not a model that onebit converted"),
     ):
         assert execute(["compress", *map(str, args)]) == 2, args
         error = capsys.readouterr().err

@@ -161,19 +161,17 @@ class AnsweringModel:
 
 
 def _load(folder: Path, dtype: str) -> tuple[Any, Any]:
+    """The model and its tokenizer; a converted one with its BitLinear layers, without which it would babble."""
     try:
-        from safetensors import SafetensorError
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        import onebit.models  # noqa: F401 - registers our own models with the Auto classes
+        from onebit.models.converted import load_converted, recorded_conversion
+        from onebit.models.pretrained import describe_model, load_causal_lm, load_tokenizer_of
     except ModuleNotFoundError as missing:
         raise MissingExtraError("train", "onebit selfgen") from missing
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise DataError(f"--model-path '{folder}' cannot be loaded: {' '.join(str(error).split())}") from error
-    return model, tokenizer
+    name = str(folder)
+    config = describe_model(name)
+    if recorded_conversion(config) is not None:
+        return load_converted(folder, dtype=dtype), load_tokenizer_of(name)
+    return load_causal_lm(name, config, dtype=dtype), load_tokenizer_of(name)
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> list[int]:

@@ -12,7 +12,7 @@ from onebit.errors import DataError, MissingExtraError
 from onebit.formats.export import check_choices, from_model
 from onebit.formats.onebit_file import OneBitFile
 
-__all__ = ["from_checkpoint", "load_model", "quiet_transformers"]
+__all__ = ["from_checkpoint", "load_model"]
 
 _LARGE = 500_000_000  # bytes of weights: about two seconds from disk
 
@@ -58,7 +58,7 @@ def load_model(folder: Path, device: str = "cpu") -> Any:
 
     check_device(device)
     try:
-        with quiet_transformers(folder):
+        with _quiet_transformers(folder):
             # Sizes that differ are reported with the names, below, rather than as a table on the terminal.
             loaded: Any = OneBitForCausalLM.from_pretrained(
                 folder, output_loading_info=True, ignore_mismatched_sizes=True
@@ -78,7 +78,7 @@ def load_model(folder: Path, device: str = "cpu") -> Any:
 
 
 @contextlib.contextmanager
-def quiet_transformers(folder: Path) -> Iterator[None]:
+def _quiet_transformers(folder: Path) -> Iterator[None]:
     """No report of keys (ours is one line) and, for weights that load in a moment, no progress bar, for this while."""
     from transformers.utils import logging
 

@@ -2,7 +2,7 @@
 
 The file is the whole model: the texts that lie beside the weights in a folder (config.json, the tokenizer, the chat
 template) are in it as uint8 tensors named ``file/NAME``. A tensor that has several names is stored under the first;
-the metadata maps the others to it.
+the metadata maps the others to it, and names the layers whose weights a checkpoint holds as [I, O].
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,16 @@ from torch import Tensor
 
 from onebit.errors import ConfigError, DataError, FormatError
 from onebit.formats.atomic import beside
-from onebit.formats.checkpoint import load_model, quiet_transformers
+from onebit.formats.checkpoint import load_model
 from onebit.formats.compress import compress, decompress, latent_state, quantized_layers
 
-__all__ = ["compress_checkpoint", "decompress_to_checkpoint", "read_compressed", "write_compressed"]
+__all__ = [
+    "CompressedFile",
+    "compress_checkpoint",
+    "decompress_to_checkpoint",
+    "read_compressed",
+    "write_compressed",
+]
 
 FORMAT, VERSION = "onebit-compressed", "1"
 _BESIDE = ("*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
@@ -32,30 +39,45 @@ _LEFT_OUT = ("model.safetensors.index.json", "run.json", "trainer_state.json")
 _FILE = "file/"
 
 
+@dataclass(frozen=True, kw_only=True)
+class CompressedFile:
+    """A compressed state, the files of its folder by name, and the layers whose weight is [I, O] there (Conv1D)."""
+
+    state: Mapping[str, Tensor]
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    transposed: tuple[str, ...] = ()
+
+
 def compress_checkpoint(folder: Path, output: Path) -> list[str]:
     """Write a checkpoint folder as one compressed file; returns the names of the packed layers.
 
     Raises DataError for a folder that is no checkpoint, OnebitError when no layer of it is quantised.
     """
-    state = compress(_model_of(folder))
+    model = _model_of(folder)
+    state = compress(model)
     paths = {path for pattern in _BESIDE for path in folder.glob(pattern) if path.name not in _LEFT_OUT}
-    write_compressed(output, state, {path.name: path.read_bytes() for path in sorted(paths)})
+    files = {path.name: path.read_bytes() for path in sorted(paths)}
+    report = getattr(model, "conversion_report", None)
+    transposed = () if report is None else report.transposed
+    write_compressed(output, CompressedFile(state=state, files=files, transposed=transposed))
     return quantized_layers(state)
 
 
 def decompress_to_checkpoint(file: Path, folder: Path) -> list[str]:
     """Write the checkpoint folder of a compressed file; returns the names of the unpacked layers.
 
-    The folder appears whole or not at all. A model loaded from it computes bit for bit what the compressed one did.
+    The folder appears whole or not at all. A model loaded from it computes bit for bit what the compressed one did in
+    float32, the type that the quantised layers' latents now have.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"--output '{folder}' is there already; give the name of a new folder")
-    compressed, files = read_compressed(file)
-    state = latent_state(decompress(compressed))
+    compressed = read_compressed(file)
+    state = latent_state(decompress(compressed.state))
+    state |= {f"{name}.weight": state[f"{name}.weight"].t().contiguous() for name in compressed.transposed}
     staging = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     staging.mkdir(parents=True)
     try:
-        for name, content in files.items():
+        for name, content in compressed.files.items():
             (staging / name).write_bytes(_in_float32(content) if name == "config.json" else content)
         kept, _ = _without_aliases(state)
         save_file(kept, staging / "model.safetensors", metadata={"format": "pt"})
@@ -63,23 +85,24 @@ def decompress_to_checkpoint(file: Path, folder: Path) -> list[str]:
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
-    return quantized_layers(compressed)
+    return quantized_layers(compressed.state)
 
 
-def write_compressed(path: Path, state: Mapping[str, Tensor], files: Mapping[str, bytes]) -> None:
-    """Write a compressed state and the files that belong to it; the file appears whole or not at all."""
-    tensors, aliases = _without_aliases(state)
-    for name, content in files.items():
-        tensors[_FILE + name] = torch.frombuffer(bytearray(content or b"\0"), dtype=torch.uint8)[: len(content)]
-    metadata = {"format": FORMAT, "version": VERSION, "aliases": json.dumps(aliases)}
+def write_compressed(path: Path, content: CompressedFile) -> None:
+    """Write a compressed state and what belongs to it; the file appears whole or not at all."""
+    tensors, aliases = _without_aliases(content.state)
+    for name, data in content.files.items():
+        tensors[_FILE + name] = torch.frombuffer(bytearray(data or b"\0"), dtype=torch.uint8)[: len(data)]
+    names = {"aliases": json.dumps(aliases), "transposed": json.dumps(content.transposed)}
+    metadata = {"format": FORMAT, "version": VERSION, **names}
     with beside(path) as unfinished:
         save_file(tensors, unfinished, metadata=metadata)
         with unfinished.open("rb") as written:
             os.fsync(written.fileno())
 
 
-def read_compressed(path: Path) -> tuple[dict[str, Tensor], dict[str, bytes]]:
-    """The compressed state and the files of a compressed file.
+def read_compressed(path: Path) -> CompressedFile:
+    """What a compressed file holds.
 
     Raises FormatError when it is none, is of another version, or holds a file's name that would leave its folder.
     """
@@ -101,35 +124,26 @@ def read_compressed(path: Path) -> tuple[dict[str, Tensor], dict[str, bytes]]:
     for name, tensor in files.items():
         if Path(name).name != name or name[:1] in ("", ".") or "\\" in name or tensor.dtype != torch.uint8:
             raise FormatError(f"{path}: the file inside is called '{name}'; expected a plain name, the data is damaged")
-    state |= {name: state[first] for name, first in _aliases(path, metadata, state).items()}
-    return state, {name: tensor.numpy().tobytes() for name, tensor in files.items()}
-
-
-def _aliases(path: Path, metadata: Mapping[str, str], state: Mapping[str, Tensor]) -> dict[str, str]:
     try:
-        aliases = json.loads(metadata.get("aliases", "{}"))
-        if isinstance(aliases, dict) and all(first in state for first in aliases.values()):
-            return aliases
-    except (ValueError, TypeError):
-        pass
-    raise FormatError(f"{path}: the names of shared tensors cannot be read; the data is damaged")
+        state |= {name: state[first] for name, first in json.loads(metadata["aliases"]).items()}
+        transposed = tuple(name for name in json.loads(metadata["transposed"]) if state[f"{name}.codes"] is not None)
+    except (KeyError, ValueError, TypeError, AttributeError):
+        raise FormatError(f"{path}: its metadata names tensors that it does not have; the data is damaged") from None
+    contents = {name: tensor.numpy().tobytes() for name, tensor in files.items()}
+    return CompressedFile(state=state, files=contents, transposed=transposed)
 
 
 def _model_of(folder: Path) -> Any:
-    """The model of a checkpoint: our own, or one whose configuration makes transformers put BitLinear layers in."""
+    """The model of a checkpoint: our own, or a converted one of transformers."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{folder}: no config.json that can be read; expected a checkpoint folder") from error
     if config.get("model_type") == "onebit":
         return load_model(folder)
-    from transformers import AutoModelForCausalLM
+    from onebit.models.converted import load_converted
 
-    try:
-        with quiet_transformers(folder):
-            return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise DataError(f"{folder}: the checkpoint cannot be loaded: {' '.join(str(error).split())}") from error
+    return load_converted(folder)
 
 
 def _without_aliases(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
