@@ -13,7 +13,13 @@ from torch import nn
 from onebit.errors import ConfigError
 from onebit.nn import BitLinear, Schedule, replace_linear_with_bitlinear
 from onebit.nn.compressed_model import dequantized_state_dict
-from onebit.nn.hadamard import HadamardRotation, block_size_for, hadamard_transform, rotation_signs
+from onebit.nn.hadamard import (
+    HadamardRotation,
+    block_size_for,
+    hadamard_factors,
+    hadamard_transform,
+    rotation_signs,
+)
 from onebit.quant import dequantize, fake_quantize_activations
 
 X = torch.randn(3, 5, 96, generator=torch.Generator().manual_seed(0))
@@ -28,7 +34,7 @@ def walsh_hadamard(size: int) -> np.ndarray:
 def test_the_transform_is_the_matrix(block_size: int) -> None:
     blocks = X.double().numpy().reshape(3, 5, -1, block_size)
     expected = (blocks @ walsh_hadamard(block_size).T).reshape(3, 5, 96)
-    np.testing.assert_allclose(hadamard_transform(X, block_size), expected, atol=1e-6)
+    np.testing.assert_allclose(hadamard_transform(X, *hadamard_factors(block_size)), expected, atol=1e-6)
 
 
 def test_the_rotation_keeps_products_and_can_be_undone() -> None:
@@ -37,6 +43,10 @@ def test_the_rotation_keeps_products_and_can_be_undone() -> None:
     torch.testing.assert_close(rotation(X) @ rotation(w).t(), X @ w.t(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(rotation.inverse(rotation(X)), X, rtol=1e-5, atol=1e-6)
     assert rotation(X.bfloat16()).dtype == torch.float32
+    full = rotation(X)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(rotation(X), full)
+    assert torch.equal(HadamardRotation(96, 32).bfloat16()(X), rotation(X))
 
 
 def test_the_signs_are_splitmix64() -> None:

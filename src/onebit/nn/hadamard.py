@@ -5,10 +5,10 @@ accuracy: y = w x = (R w) (R x) for orthogonal R, so that the rotated weights ar
 turned. Its signs are a function of the width and a seed, so there is nothing to store either; layers of one width turn
 their inputs alike, and those that read the same input share the work.
 
-The order of sums is fixed (stages of distance 1, 2, 4, ... and one product at the end), so that another program that
-adds in the same order gets the same bits.
+The transform of a block of N = P * Q inputs is two small matrix products, which is several times faster than log2(N)
+passes of sums and differences, and a few percent of the layer's own product.
 
-Shape suffixes: T tokens (any leading dimensions), I inputs, B blocks, N inputs in a block.
+Shape suffixes: T tokens (any leading dimensions), I inputs, N = P Q inputs in a block.
 """
 
 from __future__ import annotations
@@ -19,7 +19,14 @@ from torch import Tensor, nn
 
 from onebit.errors import ConfigError
 
-__all__ = ["DEFAULT_SEED", "HadamardRotation", "block_size_for", "hadamard_transform", "rotation_signs"]
+__all__ = [
+    "DEFAULT_SEED",
+    "HadamardRotation",
+    "block_size_for",
+    "hadamard_factors",
+    "hadamard_transform",
+    "rotation_signs",
+]
 
 DEFAULT_SEED = 0
 _GOLDEN, _MIX1, _MIX2 = (np.uint64(x) for x in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
@@ -42,22 +49,37 @@ def block_size_for(width: int, largest: int) -> int:
     return min(largest, width & -width)
 
 
-def hadamard_transform(x_TI: Tensor, block_size: int) -> Tensor:
+def hadamard_factors(block_size: int) -> tuple[Tensor, Tensor]:
+    """Walsh-Hadamard matrices of +1 and -1, float32 [P, P] and [Q, Q], whose Kronecker product is that of P Q = N."""
+    stages = block_size.bit_length() - 1
+    return _walsh_hadamard(stages // 2), _walsh_hadamard(stages - stages // 2)
+
+
+def _walsh_hadamard(stages: int) -> Tensor:
+    matrix = torch.ones(1, 1)
+    for _ in range(stages):
+        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+    return matrix
+
+
+def hadamard_transform(x_TI: Tensor, left_PP: Tensor, right_QQ: Tensor) -> Tensor:
     """Each block of N inputs times the Walsh-Hadamard matrix over sqrt(N); float32, its own inverse."""
-    shape = x_TI.shape
-    x: Tensor = x_TI.float()
-    distance = 1
-    while distance < block_size:
-        first, second = x.reshape(*shape[:-1], -1, 2, distance).unbind(-2)
-        x = torch.stack((first + second, first - second), dim=-2)
-        distance *= 2
-    return x.reshape(shape).mul(block_size**-0.5)
+    rows, cols = left_PP.shape[0], right_QQ.shape[0]
+    device = x_TI.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        with torch.autocast(device, enabled=False):
+            return hadamard_transform(x_TI, left_PP, right_QQ)
+    x_TPQ = x_TI.float().reshape(*x_TI.shape[:-1], -1, rows, cols)
+    y_TPQ = left_PP.float() @ (x_TPQ @ right_QQ.float())
+    return y_TPQ.reshape(x_TI.shape).mul(float(rows * cols) ** -0.5)
 
 
 class HadamardRotation(nn.Module):
     """R x for inputs [T, I]: signs, then the transform of each block. Holds no parameter and nothing to save."""
 
     signs: Tensor
+    left: Tensor
+    right: Tensor
 
     def __init__(
         self, width: int, block_size: int, seed: int = DEFAULT_SEED, device: torch.device | str | None = None
@@ -67,19 +89,25 @@ class HadamardRotation(nn.Module):
             raise ConfigError(f"blocks of {block_size} do not divide {width} inputs")
         self.block_size = block_size
         self.seed = seed
-        self.register_buffer("signs", rotation_signs(width, seed).to(device), persistent=False)
+        for name, value in self._values(width).items():
+            self.register_buffer(name, value.to(device), persistent=False)
+
+    def _values(self, width: int) -> dict[str, Tensor]:
+        left, right = hadamard_factors(self.block_size)
+        return {"signs": rotation_signs(width, self.seed), "left": left, "right": right}
 
     def reset_parameters(self) -> None:
-        """Fill the signs after the meta device."""
-        self.signs.copy_(rotation_signs(self.signs.shape[0], self.seed))
+        """Fill the buffers after the meta device."""
+        for name, value in self._values(self.signs.shape[0]).items():
+            getattr(self, name).copy_(value)
 
     def forward(self, x_TI: Tensor) -> Tensor:
         """[T, I] -> float32 [T, I]."""
-        return hadamard_transform(x_TI.float() * self.signs.float(), self.block_size)
+        return hadamard_transform(x_TI.float() * self.signs.float(), self.left, self.right)
 
     def inverse(self, x_TI: Tensor) -> Tensor:
         """The x of which `x_TI` is the rotation; float32."""
-        return hadamard_transform(x_TI, self.block_size) * self.signs.float()
+        return hadamard_transform(x_TI, self.left, self.right) * self.signs.float()
 
     def extra_repr(self) -> str:
         return f"{self.signs.shape[0]}, block_size={self.block_size}, seed={self.seed}"
