@@ -330,9 +330,68 @@ def test_the_output_folder_can_be_given(ran: list[str]) -> None:
     assert not Path("out", REPORT_NAME).exists()
 
 
+def test_flags_of_trl_are_checked_too(capsys: Capture) -> None:
+    pytest.importorskip("trl")
+    sft = "{model_name_or_path: m, dataset_name: d.jsonl, output_dir: o, %s}"
+    (stage,) = read_recipe(write("  - sft: " + sft % "warmup_steps: 3, packing: true, lr: 1e-4")).stages
+    assert stage.argv[stage.argv.index("--warmup_steps") + 1] == "3"
+    assert stage.outputs == ("o",)
+    with pytest.raises(ConfigError, match=r"stage 1 \(sft\): no option --warmup_stepz.*did you mean '--warmup-steps'"):
+        read_recipe(write("  - sft: " + sft % "warmup_stepz: 3"))
+
+
 @pytest.mark.parametrize("path", sorted(ROOT.glob("examples/*.yaml")), ids=lambda path: path.stem)
 def test_the_examples_are_right_for_the_commands_there_are(path: Path) -> None:
     assert len(read_recipe(path).stages) > 2
+
+
+def tiny_llama(folder: Path) -> None:
+    """A random model whose answers are 60 tokens of 150 words."""
+    import torch
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = ["<end>", *(f"word{i}" for i in range(150))]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<end>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>").save_pretrained(folder)
+    torch.manual_seed(0)
+    ends = {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": 0}
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.LlamaConfig(vocab_size=151, max_position_embeddings=128, **shape, **ends)
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+
+
+def test_a_model_writes_data_learns_from_it_and_is_compressed(capsys: Capture) -> None:
+    pytest.importorskip("trl")
+    tiny_llama(Path("model"))
+    Path("prompts.txt").write_text("word1 word2\nword3\n")
+    write("""
+  - selfgen:
+      model_path: model
+      out: out/data.jsonl
+      prompts: prompts.txt
+      num: 6
+      max_new_tokens: 60
+      device: cpu
+  - sft:
+      model_name_or_path: model
+      dataset_name: out/data.jsonl
+      output_dir: out/sft
+      steps: 2
+      bsz: 2
+      group_size: 64
+      device: cpu
+  - compress: {source: out/sft, output: out/model.safetensors}
+""")
+    assert cli.execute(["recipe", "run", "r.yaml"]) == 0, capsys.readouterr().err
+    state = json.loads(Path("out", STATE_NAME).read_text())["stages"]
+    assert state["selfgen"]["figures"]["samples"] == 6
+    assert state["sft"]["figures"]["training_steps"] == 2
+    assert state["compress"]["figures"]["layers"] == 7
+    capsys.readouterr()
+    assert cli.execute(["recipe", "run", "r.yaml"]) == 0
+    assert capsys.readouterr().out.count("up to date") == 3
 
 
 def test_a_model_is_trained_exported_and_scored(capsys: Capture) -> None:

@@ -199,10 +199,17 @@ def _option(spelling: str, parameter: Any, value: Any, words: list[str]) -> list
 def _parsed(where: str, loaded: Any, command: str, argv: list[str]) -> dict[str, Any]:
     """The values the command would be called with, defaults included."""
     try:
-        return dict(loaded.make_context(command, list(argv)).params)
+        context = loaded.make_context(command, list(argv))
+        if context.args:  # not the command's: TRL's
+            from onebit.train.trl_options import trl_options
+
+            trl_options(context.args, ours=list(context.params))
     except USAGE_ERRORS as problem:
         message = problem.format_message()  # type: ignore[attr-defined]
         raise ConfigError(f"{where}: {message.rstrip('.')}") from None
+    except ConfigError as problem:
+        raise ConfigError(f"{where}: {problem}") from None
+    return dict(context.params)
 
 
 def _paths(value: Any) -> list[str]:
