@@ -27,6 +27,7 @@ from onebit.quant.fit_codes import fit_codes, output_error
 __all__ = ["LayerFit", "calibrate"]
 
 Call = Callable[[], Any]
+_SCALE_TOLERANCE = 2.0**-21  # a fitted scale is no more exact than its samples; the layer's own is then the one it got
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,7 @@ def _fit(
         spec, w_OI = layer.quantized_spec(), layer.weight.detach().float().clone()
         rounded = output_error(w_OI, dequantize(quantize(w_OI, spec)), hessian_II)
         chosen = fit_codes(w_OI, hessian_II, spec, rounds=rounds, damping=damping)
-        layer.weight.copy_(latents_from_codes(chosen, w_OI, layer.weight.dtype))
+        layer.weight.copy_(latents_from_codes(chosen, w_OI, layer.weight.dtype, _SCALE_TOLERANCE))
         fits[names[layer]] = LayerFit(rounded, output_error(w_OI, dequantize(layer.quantized()), hessian_II))
     return fits
 

@@ -28,20 +28,24 @@ _SCALE_TOLERANCE = 2.0**-8  # what one step of bfloat16 is
 
 @torch.no_grad()
 def latents_from_codes(
-    quantized: Quantized, near_OI: Tensor | None = None, dtype: torch.dtype = torch.float32
+    quantized: Quantized,
+    near_OI: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+    scale_tolerance: float = 0.0,
 ) -> Tensor:
     """Latents [O, I] of `dtype` that `quantize` turns into exactly these codes and into these scales.
 
     near_OI: latents to stay close to, where the quantiser is absmean or threshold. Scales per group come out exactly;
     those per tensor and row too, unless no mean of float32 numbers rounds to the wanted one or the search for it ends
-    too early: then within 2^-22. A unit whose codes are all 0 gets the quantiser's smallest scale. Raises OnebitError
-    for codes that this quantiser never gives and for scales that latents of `dtype` are too coarse for.
+    too early: then within 2^-22. scale_tolerance: how far a scale may be off, as a share of it, for the search to end.
+    A unit whose codes are all 0 gets the quantiser's smallest scale. Raises OnebitError for codes that this quantiser
+    never gives and for scales that latents of `dtype` are too coarse for.
     """
     spec, codes_OI = quantized.spec, quantized.codes_OI
     if spec.is_float16:
         return codes_OI.to(dtype)
     if spec.group_size is not None and codes_OI.shape[1] > spec.group_size and codes_OI.shape[1] % spec.group_size:
-        return _in_two_parts(quantized, spec.group_size, near_OI, dtype)
+        return _in_two_parts(quantized, spec.group_size, near_OI, dtype, scale_tolerance)
     codes_UN, scale_U1 = _units(codes_OI.float(), spec), quantized.scale.float().reshape(-1, 1)
     near_UN = None if near_OI is None else _units(near_OI.detach().float(), spec)
     latents_UN = _start(codes_UN, scale_U1, near_UN, spec).to(dtype)
@@ -49,9 +53,12 @@ def latents_from_codes(
     for turn in range(_ROUNDS):
         _, found = weight_codes(latents_UN.view(codes_OI.shape), spec)
         missing_U1 = torch.where(has_codes_U1, scale_U1 - found.reshape(-1, 1), 0.0)
-        if not bool(missing_U1.any()):
+        wrong_U = (missing_U1.abs() > scale_tolerance * scale_U1).squeeze(-1).nonzero().squeeze(-1)
+        if not len(wrong_U):
             break
-        _move(latents_UN, codes_UN, missing_U1, spec, turn)
+        part_UN = latents_UN[wrong_U]
+        _move(part_UN, codes_UN[wrong_U], missing_U1[wrong_U], spec, turn)
+        latents_UN[wrong_U] = part_UN
     latents_OI = latents_UN.view(codes_OI.shape)
     _check(latents_OI, quantized)
     return latents_OI
@@ -66,7 +73,9 @@ def _units(x_OI: Tensor, spec: WeightQuantizer) -> Tensor:
     return x_OI
 
 
-def _in_two_parts(quantized: Quantized, group_size: int, near_OI: Tensor | None, dtype: torch.dtype) -> Tensor:
+def _in_two_parts(
+    quantized: Quantized, group_size: int, near_OI: Tensor | None, dtype: torch.dtype, scale_tolerance: float
+) -> Tensor:
     """The short last group of each row beside the others."""
     whole = quantized.codes_OI.shape[1] // group_size
     cut = whole * group_size
@@ -75,7 +84,10 @@ def _in_two_parts(quantized: Quantized, group_size: int, near_OI: Tensor | None,
     return torch.cat(
         [
             latents_from_codes(
-                Quantized(c_OI, s_OG, quantized.spec), None if near_OI is None else near_OI[:, columns], dtype
+                Quantized(c_OI, s_OG, quantized.spec),
+                None if near_OI is None else near_OI[:, columns],
+                dtype,
+                scale_tolerance,
             )
             for c_OI, s_OG, columns in parts
         ],
