@@ -201,6 +201,8 @@ def test_damage_is_named(tmp_path: Path) -> None:
         {"0.codes": padding},
         {"0.codes": packed["0.codes"][:2]},
         {"0.codes": packed["0.codes"].float()},
+        {"0.codes": packed["0.codes"][:, None]},
+        {"0.codes": torch.tensor(3, dtype=torch.uint8)},
         {"0.shape": torch.tensor([3, 60])},
         {"0.shape": torch.tensor([3])},
         {"0.shape": torch.tensor([3, -1])},
@@ -212,6 +214,15 @@ def test_damage_is_named(tmp_path: Path) -> None:
             decompress(packed | change)
     with pytest.raises(FormatError, match="shape is not there"):
         decompress({name: tensor for name, tensor in packed.items() if name != "0.shape"})
+
+
+def test_a_damaged_configuration_leaves_no_folder(tmp_path: Path) -> None:
+    state = compress(nn.Sequential(BitLinear(4, 4)))
+    for config in (b"{", b"[1]", b"\xff"):
+        write_compressed(tmp_path / "f", CompressedFile(state=state, files={"config.json": config}))
+        with pytest.raises(FormatError, match=r"config\.json inside"):
+            decompress_to_checkpoint(tmp_path / "f", tmp_path / "folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
 
 
 @pytest.mark.parametrize("name", ["../evil", "/tmp/evil", ".hidden", "a\\b", ""])

@@ -147,7 +147,7 @@ def _unpack(packed: Quantized, shape: Tensor | None) -> Tensor:
     if shape is None or shape.dtype != torch.int64 or tuple(shape.shape) != (2,):
         raise FormatError("its shape is not there as two int64 numbers")
     rows, cols = shape.tolist()
-    if cols < 1 or packed.codes_OI.shape[:1] != (rows,):
+    if cols < 1 or packed.codes_OI.ndim != 2 or packed.codes_OI.shape[0] != rows:
         raise FormatError(f"packed codes of shape {tuple(packed.codes_OI.shape)} cannot be those of {rows} x {cols}")
     codes_OI: Tensor = _packing(packed).unpack(packed.codes_OI, cols)
     return codes_OI

@@ -163,6 +163,9 @@ def _without_aliases(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], di
 
 def _in_float32(config: bytes) -> bytes:
     """The configuration with the type that the latents have: in a narrower one their scales would be others."""
-    values = json.loads(config)
+    try:
+        values = dict(json.loads(config))
+    except (ValueError, TypeError):
+        raise FormatError("the config.json inside the compressed file is no JSON object; the data is damaged") from None
     values.pop("torch_dtype", None)
     return (json.dumps({**values, "dtype": "float32"}, indent=2, ensure_ascii=False) + "\n").encode()
