@@ -84,8 +84,26 @@ def ours(work: Path, shape: str, prompts: tuple[int, ...] = PROMPTS) -> Iterator
 
 
 def long(work: Path, shape: str) -> Iterator[Sample]:
-    """The same with a long prompt."""
+    """The same with a long prompt, and its matrix part: as many tokens, none of which attends further than in a short
+    prompt."""
     yield from ours(work, shape, LONG_PROMPTS)
+    model = Model(shape_file(work, shape, BODY_LAYOUTS[0]), threads=1, verify=False)
+    for threads in THREADS:
+        model.threads = threads
+        for tokens in (PROMPTS[0], *LONG_PROMPTS):
+            sample = {"part": "matrix", "what": "matrix", "tokens": tokens, "threads": threads}
+            yield sample | {"rate": _matrix_rate(model, tokens)}
+
+
+def _matrix_rate(model: Model, tokens: int) -> float:
+    """Tokens/s of so many tokens in sequences of PROMPTS[0]."""
+    count = tokens // PROMPTS[0]
+    session = model.session(max_positions=PROMPTS[0], kv="float16", sequences=count)
+    sequences = [sequence for sequence in range(count) for _ in range(PROMPTS[0])]
+    ids = [token % 1000 for token in range(tokens)]
+    started = time.perf_counter()
+    session.forward_batch(ids, sequences, [False] * (tokens - 1) + [True])
+    return tokens / (time.perf_counter() - started)
 
 
 def layouts(work: Path, shape: str) -> Iterator[Sample]:

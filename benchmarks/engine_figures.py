@@ -43,6 +43,11 @@ def figures(samples: list[dict[str, Any]]) -> dict[str, float]:
             mine = rates.get((shape, "ours", what, tokens, threads))
             if mine is not None:
                 found[f"{shape}_{name}_over_{part}_{threads}t"] = mine / rates[key]
+        elif part == "matrix":
+            shortest = min(k[3] for k in rates if k[:3] == key[:3] and k[4] == threads)
+            if tokens > shortest:
+                short = rates[shape, part, what, shortest, threads]
+                found[f"{shape}_matrix{tokens}_over_{shortest}_{threads}t"] = rates[key] / short
         elif part == "memory":
             found[f"{shape}_{what}"] = rates[key]
     found |= _over_avx512(samples, rates)

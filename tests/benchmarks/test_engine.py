@@ -32,6 +32,11 @@ def test_the_claim_on_prefill_is_the_worse_of_both_prompts() -> None:
     assert figures(samples)["2b4t_prefill_over_peak_2t"] == 0.6
 
 
+def test_the_matrix_part_of_a_long_prompt_stands_beside_a_short_one() -> None:
+    samples = [sample("matrix", "matrix", 200.0, 128), sample("matrix", "matrix", 190.0, 2048)]
+    assert figures(samples) == {"2b4t_matrix2048_over_128_2t": 0.95}
+
+
 def test_an_unmeasured_bitnet_is_marked_as_derived() -> None:
     found = figures([sample("ours", "decode", 60.0), sample("llama_cpp", "decode", 28.0)])
     assert found["2b4t_decode_over_bitnet_cpp_derived_2t"] == pytest.approx(60.0 / 38.0)
