@@ -43,11 +43,14 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         upper_case: Annotated[bool, typer.Option("--upper-case/--lower-case")] = False,
         cache_dir: Annotated[Path | None, typer.Option("--cache-dir")] = None,
         resume: Annotated[bool, typer.Option()] = True,
+        strict: Annotated[bool, typer.Option("--strict")] = False,
     ) -> None:
         ran.append(f"join {mark}" if resume else f"join {mark} anew")
         state = json.loads(next(Path().rglob(STATE_NAME)).read_text())["stages"]
         assert any(record["status"] == "running" for record in state.values())
         output.parent.mkdir(exist_ok=True, parents=True)
+        if strict and resume and output.exists() and not output.read_text().endswith(mark):
+            raise OnebitError("holds another run")
         if cache_dir is not None:
             cache_dir.mkdir(exist_ok=True)
             (cache_dir / str(len(ran))).touch()
@@ -187,6 +190,22 @@ def test_half_an_output_does_not_count_when_the_old_flags_come_back(ran: list[st
     write(CHAIN.replace("FAIL", "interrupt").replace("second", "other"))
     assert run(ran) == ["join other anew"]
     assert Path("out/abc.txt").read_text() == "abfirstother"
+
+
+def test_a_stage_killed_before_it_could_start_over_does_so_later(ran: list[str], capsys: Capture) -> None:
+    stage = "  - join: {texts: a.txt, output: x, mark: MARK, strict: true, fail: bug}"
+    write(stage.replace("MARK", "one"))
+    run(ran)
+    write(stage.replace("MARK", "two"))
+    Path("problem").touch()
+    for _ in range(2):  # killed twice
+        with pytest.raises(RuntimeError, match="ours"):
+            cli.execute(["recipe", "run", "r.yaml"])
+    Path("problem").unlink()
+    assert run(ran) == ["join two", "join two anew"]
+    assert "starting over" in capsys.readouterr().out
+    assert Path("x").read_text() == "atwo"
+    assert run(ran) == []
 
 
 def test_a_stage_goes_on_with_other_flags_only_when_told(ran: list[str]) -> None:

@@ -33,7 +33,8 @@ Say = Callable[[str], None]
 
 @dataclass(kw_only=True)
 class StageRecord:
-    """What is remembered of a stage. status: running, done or failed; fingerprint: of the run that this tells of."""
+    """What is remembered of a stage. status: running, done or failed; fingerprint: of the run that this tells of;
+    starts_over: that run was not to go on from what there was."""
 
     command_line: list[str]
     fingerprint: dict[str, Any]
@@ -44,6 +45,7 @@ class StageRecord:
     finished: str | None = None
     figures: dict[str, float] = field(default_factory=dict)
     skipped: bool = False
+    starts_over: bool = False
 
 
 def run_stages(recipe: Recipe, say: Say, report: Callable[[dict[str, StageRecord]], str]) -> int:
@@ -67,8 +69,7 @@ def run_stages(recipe: Recipe, say: Say, report: Callable[[dict[str, StageRecord
             records[stage.label] = before
         else:
             say(f"{head}: {'; '.join(reasons)}")
-            is_another = before is not None and bool(what_changed(before.fingerprint, now))
-            records[stage.label] = _run(stage, now, state, start_over=is_another)
+            records[stage.label] = _run_or_start_over(stage, now, state, say)
             code = records[stage.label].exit_code or 0
             _say_result(records[stage.label], say)
         with replacing(page) as out:
@@ -87,15 +88,34 @@ def _why_run(stage: Stage, before: StageRecord | None, now: dict[str, Any]) -> l
     return what_changed(before.fingerprint, now) + missing
 
 
-def _run(stage: Stage, now: dict[str, Any], state: _State, *, start_over: bool) -> StageRecord:
-    """Run a stage's command and write down how it ended, also when it ends in an exception.
+def _run_or_start_over(stage: Stage, now: dict[str, Any], state: _State, say: Say) -> StageRecord:
+    """Run a stage, from the beginning where what there is came of other inputs or flags.
 
-    start_over: what its folder holds came of other inputs or flags; the command would refuse to go on from it.
+    A run that was to start over may have been killed before it did: then its command refuses to go on, and is told to
+    start over again.
     """
+    before = state.records.get(stage.label)
+    is_another = before is not None and bool(what_changed(before.fingerprint, now))
+    may_not_have_begun = before is not None and not is_another and before.starts_over and before.status != "done"
+    record = _run(stage, now, state, start_over=is_another)
+    if may_not_have_begun and record.exit_code == _REFUSED and stage.restart is not None:
+        say("    starting over, as it was stopped before it did")
+        record = _run(stage, now, state, start_over=True)
+    return record
+
+
+_REFUSED = 2
+
+
+def _run(stage: Stage, now: dict[str, Any], state: _State, *, start_over: bool) -> StageRecord:
+    """Run a stage's command and write down how it ended, also when it ends in an exception."""
     command, *words = stage.argv
     argv = [command, stage.restart, *words] if start_over and stage.restart is not None else stage.argv
-    record = StageRecord(command_line=argv, fingerprint=now, status="failed")
-    state.save(stage.label, StageRecord(command_line=argv, fingerprint=now))
+    before = state.records.get(stage.label)
+    starts_over = start_over or (before is not None and before.starts_over and before.status != "done")
+    record = StageRecord(command_line=argv, fingerprint=now, starts_over=starts_over)
+    state.save(stage.label, record)
+    record.status = "failed"  # unless it ends well
     began = time.monotonic()
     try:
         with _cleared(), _captured(hidden=stage.prints_json) as (printed, errors):
