@@ -37,6 +37,7 @@ COMMANDS: dict[str, CommandLine] = {
     "tokenizer": CommandLine("Train", "Train a byte-level BPE tokenizer on your text."),
     "train": CommandLine("Train", "Train a 1-bit or 1.58-bit model."),
     "sft": CommandLine("Train", "Fine-tune a Hugging Face model with ternary weights."),
+    "distill": CommandLine("Train", "Train a ternary student on the answers of a float teacher."),
     "selfgen": CommandLine("Train", "Let a model write instruction data itself, and keep the good answers."),
     "recipe": CommandLine("Train", "Run a list of commands as one that resumes, with a report."),
     "convert": CommandLine("Convert", "Write BitNet latents as a folder that transformers runs."),

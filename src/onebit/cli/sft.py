@@ -2,152 +2,55 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
 import typer
 
-__all__ = ["CONTEXT_SETTINGS", "sft"]
+from onebit.cli import fine_tuning_options as options
+from onebit.cli.fine_tuning_options import CONTEXT_SETTINGS
 
-# What is no flag of ours passes to TRL's SFTConfig by name.
-CONTEXT_SETTINGS = {"ignore_unknown_options": True, "allow_extra_args": True}
-_MODEL, _DATA, _CONVERSION, _OPTIMISER, _RUN, _MACHINE = "Model", "Data", "Conversion", "Optimiser", "Run", "Machine"
+__all__ = ["CONTEXT_SETTINGS", "sft"]
 
 
 def sft(
     ctx: typer.Context,
-    model_name_or_path: Annotated[
-        str,
-        typer.Option(
-            "--model-name-or-path",
-            "--base-model",
-            help="Folder or cached model: float, latents (prequantized), converted, or made by onebit train.",
-            rich_help_panel=_MODEL,
-        ),
-    ],
-    dataset_name: Annotated[
-        str,
-        typer.Option(
-            "--dataset-name",
-            "--dataset",
-            help="A .jsonl, .parquet or .txt file, a folder of them, stdlib, or a data set's name.",
-            rich_help_panel=_DATA,
-        ),
-    ],
-    output_dir: Annotated[
-        Path, typer.Option("--output-dir", "--out-dir", help="For the model and checkpoints.", rich_help_panel=_RUN)
-    ],
-    model_revision: Annotated[
-        str | None, typer.Option(help="Branch or tag, as prequantized.", rich_help_panel=_MODEL)
-    ] = None,
-    dtype: Annotated[
-        str,
-        typer.Option(
-            "--dtype",
-            "--torch-dtype",
-            help="Of the latents: float32, bfloat16, float16 or auto.",
-            rich_help_panel=_MODEL,
-        ),
-    ] = "float32",
-    val_data: Annotated[
-        str | None, typer.Option(help="Validation rows, as --dataset-name.", rich_help_panel=_DATA)
-    ] = None,
-    val_fraction: Annotated[
-        float, typer.Option(help="Share held out when there are no validation rows.", rich_help_panel=_DATA)
-    ] = 0.05,
-    cache_dir: Annotated[
-        Path | None, typer.Option(help="For prepared rows [default: OUTPUT_DIR/cache].", rich_help_panel=_DATA)
-    ] = None,
-    packing: Annotated[
-        bool, typer.Option("--packing", help="Put several rows into one block.", rich_help_panel=_DATA)
-    ] = False,
-    max_length: Annotated[int, typer.Option(help="Tokens of a row or block.", rich_help_panel=_DATA)] = 1024,
-    allow_download: Annotated[
-        bool,
-        typer.Option("--allow-download", help="Fetch model and data when not on this machine.", rich_help_panel=_DATA),
-    ] = False,
-    quantizer: Annotated[
-        str | None,
-        typer.Option(help="absmean (default), threshold, sparsity or binary.", rich_help_panel=_CONVERSION),
-    ] = None,
-    granularity: Annotated[
-        str | None,
-        typer.Option(
-            help="per_group (default), per_row or per_tensor (default for BitNet latents).", rich_help_panel=_CONVERSION
-        ),
-    ] = None,
-    group_size: Annotated[
-        int | None, typer.Option(help="Inputs that share a scale [default: 128].", rich_help_panel=_CONVERSION)
-    ] = None,
-    activation_quantizer: Annotated[
-        str | None, typer.Option(help="int8 (default), sign or none.", rich_help_panel=_CONVERSION)
-    ] = None,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATTERN",
-            help="Layers that stay float; repeatable [default: head and embeddings].",
-            rich_help_panel=_CONVERSION,
-        ),
-    ] = None,
-    sub_norms: Annotated[
-        bool,
-        typer.Option("--sub-norms", help="RMSNorms before o_proj and down_proj.", rich_help_panel=_CONVERSION),
-    ] = False,
-    rmsnorm_post_attn: Annotated[
-        int, typer.Option(help="1: an RMSNorm after each attention.", rich_help_panel=_CONVERSION)
-    ] = 0,
-    hadamard_block: Annotated[
-        int | None, typer.Option(help="Rotate inputs in blocks of this power of two.", rich_help_panel=_CONVERSION)
-    ] = None,
-    calibration_rows: Annotated[
-        int, typer.Option(help="Rows to fit codes and scales to at the start.", rich_help_panel=_CONVERSION)
-    ] = 0,
-    lambda_warmup_frac: Annotated[
-        float, typer.Option(help="Share of the steps from float to ternary, 0: none.", rich_help_panel=_OPTIMISER)
-    ] = 0.4,
-    lambda_shape: Annotated[
-        str, typer.Option(help="linear, cosine, sigmoid or exponential.", rich_help_panel=_OPTIMISER)
-    ] = "linear",
-    learning_rate: Annotated[
-        float, typer.Option("--learning-rate", "--lr", help="Peak learning rate.", rich_help_panel=_OPTIMISER)
-    ] = 1e-4,
-    per_device_train_batch_size: Annotated[
-        int,
-        typer.Option("--per-device-train-batch-size", "--bsz", help="Rows in a batch.", rich_help_panel=_OPTIMISER),
-    ] = 8,
-    gradient_accumulation_steps: Annotated[
-        int,
-        typer.Option(
-            "--gradient-accumulation-steps", "--grad-accum", help="Batches a step.", rich_help_panel=_OPTIMISER
-        ),
-    ] = 1,
-    max_steps: Annotated[
-        int | None,
-        typer.Option("--max-steps", "--steps", help="Optimizer steps [default: 3 epochs].", rich_help_panel=_RUN),
-    ] = None,
-    logging_steps: Annotated[int, typer.Option(help="Steps between log lines.", rich_help_panel=_RUN)] = 10,
-    save_strategy: Annotated[str, typer.Option(help="steps, epoch or no.", rich_help_panel=_RUN)] = "steps",
-    save_steps: Annotated[int, typer.Option(help="Steps between checkpoints.", rich_help_panel=_RUN)] = 500,
-    keep_checkpoints: Annotated[int, typer.Option(help="Checkpoints kept.", rich_help_panel=_RUN)] = 2,
-    resume: Annotated[
-        bool, typer.Option(help="Go on from the folder's last checkpoint, if it is this run's.", rich_help_panel=_RUN)
-    ] = True,
-    seed: Annotated[int, typer.Option(help="Of the order of the data.", rich_help_panel=_RUN)] = 42,
-    report_to: Annotated[
-        str,
-        typer.Option(
-            help="none, tensorboard, or wandb (offline unless WANDB_MODE says otherwise).", rich_help_panel=_RUN
-        ),
-    ] = "none",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.", rich_help_panel=_MACHINE)] = "auto",
-    threads: Annotated[int | None, typer.Option(help="CPU threads.", rich_help_panel=_MACHINE)] = None,
-    bf16: Annotated[bool, typer.Option("--bf16", help="bfloat16 autocast.", rich_help_panel=_MACHINE)] = False,
-    fp16: Annotated[bool, typer.Option("--fp16", help="float16 autocast.", rich_help_panel=_MACHINE)] = False,
-    gradient_checkpointing: Annotated[
-        bool, typer.Option("--gradient-checkpointing", help="Less memory, more time.", rich_help_panel=_MACHINE)
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.", rich_help_panel=_MACHINE)] = False,
+    model_name_or_path: options.ModelNameOrPath,
+    dataset_name: options.DatasetName,
+    output_dir: options.OutputDir,
+    model_revision: options.ModelRevision = None,
+    dtype: options.LatentType = "float32",
+    val_data: options.ValData = None,
+    val_fraction: options.ValFraction = 0.05,
+    cache_dir: options.CacheDir = None,
+    packing: options.Packing = False,
+    max_length: options.MaxLength = 1024,
+    allow_download: options.AllowDownload = False,
+    quantizer: options.Quantizer = None,
+    granularity: options.Granularity = None,
+    group_size: options.GroupSize = None,
+    activation_quantizer: options.ActivationQuantizer = None,
+    exclude: options.Exclude = None,
+    sub_norms: options.SubNorms = False,
+    rmsnorm_post_attn: options.RmsnormPostAttn = 0,
+    hadamard_block: options.HadamardBlock = None,
+    calibration_rows: options.CalibrationRows = 0,
+    lambda_warmup_frac: options.LambdaWarmupFrac = 0.4,
+    lambda_shape: options.LambdaShape = "linear",
+    learning_rate: options.LearningRate = 1e-4,
+    per_device_train_batch_size: options.PerDeviceTrainBatchSize = 8,
+    gradient_accumulation_steps: options.GradientAccumulationSteps = 1,
+    max_steps: options.MaxSteps = None,
+    logging_steps: options.LoggingSteps = 10,
+    save_strategy: options.SaveStrategy = "steps",
+    save_steps: options.SaveSteps = 500,
+    keep_checkpoints: options.KeepCheckpoints = 2,
+    resume: options.Resume = True,
+    seed: options.Seed = 42,
+    report_to: options.ReportTo = "none",
+    device: options.Device = "auto",
+    threads: options.Threads = None,
+    bf16: options.BFloat16 = False,
+    fp16: options.Float16 = False,
+    gradient_checkpointing: options.GradientCheckpointing = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Fine-tune a model with ternary weights; the folder can be given again to sft and distill.
 
@@ -158,12 +61,7 @@ def sft(
     values = dict(locals())
     from onebit.train.sft import sft as run
     from onebit.train.sft_settings import SftSettings
-    from onebit.train.trl_options import trl_options
 
-    values.pop("ctx")
-    values["trl"] = trl_options(ctx.args, ours=[name for name in values if name != "trl"])
-    values["exclude"] = None if exclude is None else tuple(pattern for pattern in exclude if pattern)
-    values["rmsnorm_post_attn"] = bool(rmsnorm_post_attn)
-    result = run(SftSettings(**values))
+    result = run(SftSettings(**options.settings_from(ctx, values)))
     if result.signal is not None:
         raise typer.Exit(128 + result.signal)

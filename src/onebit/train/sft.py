@@ -19,7 +19,7 @@ from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from onebit.data.instructions import Rows, bars_off, is_conversation, open_rows
-from onebit.errors import ConfigError, DataError
+from onebit.errors import ConfigError, DataError, OnebitError
 from onebit.models.converted import Conversion, convert_model, load_converted, recorded_conversion
 from onebit.models.devices import check_device
 from onebit.models.pretrained import describe_model, load_causal_lm, load_tokenizer_of
@@ -64,8 +64,15 @@ def sft(settings: SftSettings) -> TrainResult:
     return fine_tune(settings, TernarySftTrainer)
 
 
-def fine_tune(settings: SftSettings, make_trainer: MakeTrainer) -> TrainResult:
-    """The run of `sft` and of every recipe that trains on its rows in another way."""
+def fine_tune(
+    settings: SftSettings,
+    make_trainer: MakeTrainer,
+    prepare: Callable[[Any, ProgressLines], None] | None = None,
+) -> TrainResult:
+    """The run of `sft` and of every recipe that trains on its rows in another way.
+
+    prepare: called with the Trainer once the folder is known to be this run's, before anything in it is touched.
+    """
     began = time.monotonic()
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
@@ -87,22 +94,16 @@ def fine_tune(settings: SftSettings, make_trainer: MakeTrainer) -> TrainResult:
             raise ConfigError("--eval-strategy needs validation rows: give --val-data or a --val-fraction above 0")
         model = prepare_model(settings, rows, tokenizer)
         progress.say(str(model.conversion_report).splitlines()[0] if hasattr(model, "conversion_report") else "")
-        try:
-            trainer = make_trainer(
-                model=model,
-                args=arguments,
-                train_dataset=rows.train,
-                eval_dataset=rows.validation,
-                processing_class=tokenizer,
-                warmup=LambdaWarmup(settings.lambda_warmup_frac, settings.lambda_shape),
-                callbacks=[MetricsLog(settings.output_dir), stop, progress],
-            )
-        except (ValueError, RuntimeError) as error:
-            raise ConfigError(f"TRL refuses this: {' '.join(str(error).split())}") from error
-        trainer.remove_callback(PrinterCallback)
-        trainer.remove_callback(ProgressCallback)
+        trainer = _make(make_trainer, settings, arguments, model, rows, tokenizer, [stop, progress])
         fingerprint = rows_fingerprint(trainer.train_dataset)
-        checkpoint = _begin(settings, trainer, fingerprint, progress)
+        checkpoint = _claimed(settings, trainer, fingerprint)
+        if prepare is not None:
+            with arguments.main_process_first(local=False):
+                prepare(trainer, progress)
+        if checkpoint is not None:
+            progress.say(f"resuming from {checkpoint}")
+        else:
+            _start_over(settings, trainer, fingerprint)
         try:
             if checkpoint is None or not trainer.take_up_finished(checkpoint):
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -119,9 +120,7 @@ def prepare_model(settings: SftSettings, rows: Rows, tokenizer: Any) -> Any:
     set_seed(settings.seed)
     if config.model_type == "onebit":
         if any(value is not None for value in settings.conversion.values()):
-            raise ConfigError(
-                f"'{name}' was trained by onebit and is quantised already; leave the conversion flags out"
-            )
+            raise ConfigError(f"'{name}' was made by onebit train, quantised already; leave the conversion flags out")
         return load_causal_lm(name, config, dtype=settings.dtype)
     conversion = Conversion.of(config, **settings.conversion)
     schedule = Schedule(uses_lambda=True) if settings.lambda_warmup_frac > 0 else None
@@ -190,23 +189,60 @@ def _prepare_wandb(settings: SftSettings) -> None:
     prepare_tracker(settings.report_to, settings.output_dir)
 
 
-def _begin(settings: SftSettings, trainer: TernarySftTrainer, fingerprint: str, progress: ProgressLines) -> Path | None:
-    """Where to start: at a checkpoint of this very run, or at the beginning, in a folder that says whose it is."""
-    folder, arguments = settings.output_dir, trainer.args
-    wanted = {"data": fingerprint, **settings.deciding(), "processes": arguments.world_size}
-    checkpoint = last_checkpoint(folder) if settings.resume else None
+def _make(
+    make_trainer: MakeTrainer,
+    settings: SftSettings,
+    arguments: Any,
+    model: Any,
+    rows: Rows,
+    tokenizer: Any,
+    callbacks: list[Any],
+) -> TernarySftTrainer:
+    """The Trainer, without its own progress lines; what TRL refuses is the user's to mend."""
+    try:
+        trainer = make_trainer(
+            model=model,
+            args=arguments,
+            train_dataset=rows.train,
+            eval_dataset=rows.validation,
+            processing_class=tokenizer,
+            warmup=LambdaWarmup(settings.lambda_warmup_frac, settings.lambda_shape),
+            callbacks=[MetricsLog(settings.output_dir), *callbacks],
+        )
+    except OnebitError:
+        raise
+    except (ValueError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "assistant_only_loss" not in str(error):
+            raise
+        raise ConfigError(f"TRL refuses this: {' '.join(str(error).split())}") from error
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    return trainer
+
+
+def _identity(settings: SftSettings, trainer: TernarySftTrainer, fingerprint: str) -> dict[str, Any]:
+    return {"data": fingerprint, **settings.deciding(), "processes": trainer.args.world_size}
+
+
+def _claimed(settings: SftSettings, trainer: TernarySftTrainer, fingerprint: str) -> Path | None:
+    """The checkpoint to go on from, None to begin; a folder that holds another run is refused."""
+    checkpoint = last_checkpoint(settings.output_dir) if settings.resume else None
     if checkpoint is not None:
-        claim(folder, {**wanted, "max_steps": settings.max_steps or 0})
-        progress.say(f"resuming from {checkpoint}")
-        return checkpoint
-    with arguments.main_process_first(local=False):
-        if arguments.should_save:
+        wanted = _identity(settings, trainer, fingerprint)
+        claim(settings.output_dir, {**wanted, "max_steps": settings.max_steps or 0})
+    return checkpoint
+
+
+def _start_over(settings: SftSettings, trainer: TernarySftTrainer, fingerprint: str) -> None:
+    """Clear the folder of what another run left, and write down whose it is now."""
+    folder = settings.output_dir
+    with trainer.args.main_process_first(local=False):
+        if trainer.args.should_save:
             remove_leftovers(folder)
             remove_checkpoints(folder)
             for path in (folder / MANIFEST_NAME, *folder.glob("model*.safetensors*")):
                 path.unlink(missing_ok=True)
-            record(folder, wanted, settings.max_steps or 0)
-    return None
+            record(folder, _identity(settings, trainer, fingerprint), settings.max_steps or 0)
 
 
 def _finish(

@@ -15,7 +15,7 @@ from onebit.train.manifest import versions
 from onebit.train.sft_settings import SftSettings
 from onebit.train.sft_trainer import TernarySftTrainer
 
-__all__ = ["MODEL_TYPE", "sft_manifest"]
+__all__ = ["MODEL_TYPE", "sft_manifest", "tokenizer_sha256"]
 
 MODEL_TYPE = "bitnet158"
 
@@ -55,7 +55,7 @@ def sft_manifest(
             "train": {"rows": _length(trainer.train_dataset)},
             "validation": {"rows": _length(trainer.eval_dataset)},
         },
-        "tokenizer_sha256": _tokenizer_sha256(trainer.processing_class),
+        "tokenizer_sha256": tokenizer_sha256(trainer.processing_class),
         "seeds": {"model": settings.seed, "data_order": settings.seed},
         "device": str(trainer.args.device),
         "processes": trainer.args.world_size,
@@ -70,6 +70,7 @@ def _length(rows: Any) -> int:
     return 0 if rows is None else len(rows)
 
 
-def _tokenizer_sha256(tokenizer: Any) -> str | None:
+def tokenizer_sha256(tokenizer: Any) -> str | None:
+    """The hash of a tokenizer's whole description; None for one that is not of the `tokenizers` library."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     return None if backend is None else hashlib.sha256(backend.to_str().encode()).hexdigest()

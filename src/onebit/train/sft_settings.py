@@ -39,6 +39,7 @@ _TRL_FIELDS = (
 _NOT_DECIDING = frozenset(
     {"output_dir", "cache_dir", "logging_steps", "save_strategy", "save_steps", "keep_checkpoints", "report_to"}
     | {"resume", "device", "threads", "quiet", "allow_download", "val_data", "gradient_checkpointing"}
+    | {"teacher_cache_dir"}
 )
 
 
