@@ -26,11 +26,15 @@ _QUESTIONS, _ANSWERS = ("instruction", "question", "prompt"), ("output", "respon
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Rows to train on. `is_text`: they are documents of any length rather than samples of their own."""
+    """Rows to train on. is_text: they are documents of any length rather than samples of their own.
+
+    source: what the rows themselves say they come from (`onebit selfgen` writes it into each), else the data's name.
+    """
 
     train: Any
     validation: Any | None
     is_text: bool
+    source: str
 
 
 def open_rows(
@@ -59,10 +63,12 @@ def open_rows(
         if validation is None and not is_text and val_fraction > 0 and len(train) >= _MIN_ROWS_TO_SPLIT:
             parts = train.train_test_split(test_size=val_fraction, seed=seed)
             train, validation = parts["train"], parts["test"]
+        source = next(iter(train)).get("source") if len(train) else None
         train = _in_our_columns(train, data, text_column, with_messages)
         if validation is not None:
             validation = _in_our_columns(validation, val_data or data, text_column, with_messages)
-    return Rows(train=train, validation=validation, is_text=is_text)
+    name = source if isinstance(source, str) and source else Path(data).stem
+    return Rows(train=train, validation=validation, is_text=is_text, source=name)
 
 
 def is_conversation(row: dict[str, Any]) -> bool:

@@ -80,13 +80,13 @@ def fine_tune(
         check_device(settings.device)
     with StopOnSignal() as stop, library_bars_off(), bars_off(), output_folder(settings.output_dir):
         progress = ProgressLines(quiet=settings.quiet)
-        _prepare_wandb(settings)
         on_cpu = settings.device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
         arguments = sft_config(settings, on_cpu=on_cpu, distributed="LOCAL_RANK" in os.environ)
         progress.quiet = progress.quiet or arguments.process_index != 0
         tokenizer = _tokenizer(settings)
         with arguments.main_process_first(local=False):
             rows = _rows(settings, tokenizer)
+        _prepare_wandb(settings, rows.source)
         if rows.is_text and not arguments.packing:
             # Documents of any length: cut at max_length they would lose all but their beginning.
             arguments.packing, arguments.packing_strategy = True, "wrapped"
@@ -179,10 +179,9 @@ def _rows(settings: SftSettings, tokenizer: Any) -> Rows:
     return rows
 
 
-def _prepare_wandb(settings: SftSettings) -> None:
+def _prepare_wandb(settings: SftSettings, source: str) -> None:
     """Weights & Biases, when asked for: offline, under the gradual-lambda recipe's project and tags."""
     if settings.report_to == "wandb":
-        source = Path(settings.dataset_name).stem
         model = Path(settings.model_name_or_path).name
         os.environ.setdefault("WANDB_PROJECT", _WANDB_PROJECT)
         os.environ.setdefault("WANDB_TAGS", f"stage:bitnet158,source:{source},model:{model}")
