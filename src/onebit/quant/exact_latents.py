@@ -19,7 +19,7 @@ from onebit.quant.weights import weight_codes
 
 __all__ = ["latents_from_codes"]
 
-_MARGIN = 0.05  # of the scale: how far from a threshold a latent is put at least
+_MARGIN = 0.15  # of the scale: how far from a threshold a latent is put; nearer, a first step of 1e-3 flips too many
 _MOVED = 64  # latents that share a correction, so that none comes near a threshold
 _ROUNDS, _LARGEST_TURNS = 100, 8
 _DOUBLINGS, _HALVINGS = 12, 30  # of the stretch; what rounding leaves after 30 halvings is moved one by one
