@@ -96,7 +96,7 @@ def test_training_goes_on_from_there() -> None:
     model = replace_linear_with_bitlinear(tiny(), granularity="per_row", calibration=BATCHES).train()
     layers = [module for module in model.modules() if isinstance(module, BitLinear)]
     before = [layer.quantized().codes_OI for layer in layers]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     losses = []
     for _ in range(8):
         loss = model(BATCHES[0], labels=BATCHES[0]).loss
