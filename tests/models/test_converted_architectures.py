@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,18 @@ def test_layers_of_codes_are_left_alone(tmp_path: Path) -> None:
         OnebitError, match=r"none .* linear layers can be replaced \(.*a subclass of nn.Linear \(AutoBitL"
     ):
         replace_linear_with_bitlinear(bitnet(tmp_path, "offline"), exclude_patterns=["norm"])
+
+
+def test_the_code_of_the_page_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make("llama").save_pretrained(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "convert-a-model.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, re.S)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(compile(block.replace("path/to/model", str(tmp_path)), "convert-a-model.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert "14 linear layers replaced, 1 kept" in printed
+    assert "model.layers.1.mlp.down_proj 0." in printed
 
 
 def test_the_training_callback_finds_the_schedule() -> None:
