@@ -1,14 +1,16 @@
 """A calibrated start: every BitLinear gets codes and scales fitted to sample inputs, instead of rounding its weights.
 
-Block by block, as the model computes: a layer is fitted to the inputs that the layers before it, fitted already, give
-it; layers that read the same input are fitted together. What was chosen becomes the layer's latent weight, made so that
-the layer's own quantiser gives exactly these codes and scales; training goes on from there.
+Block by block, as the model computes: a layer is given the inputs that the layers before it, fitted already, give it,
+and its codes are chosen to come nearest to the outputs that the float model has there. So a layer also makes up for
+what those before it lost. Layers that read the same input are fitted together. What was chosen becomes the layer's
+latent weight, made so that the layer's own quantiser gives exactly these codes and scales; training goes on from there.
 
 Shape suffixes: T tokens (any leading dimensions), O outputs, I inputs.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -19,20 +21,21 @@ from torch import Tensor, nn
 from onebit.errors import OnebitError
 from onebit.nn.bit_linear import BitLinear
 from onebit.nn.latents import bit_layers
+from onebit.nn.moments import Call, FloatTwin, Moments, moments_of
 from onebit.nn.samples import run_batch
-from onebit.quant import dequantize, fake_quantize_activations, quantize
+from onebit.quant import dequantize, quantize
 from onebit.quant.exact_latents import latents_from_codes
-from onebit.quant.fit_codes import fit_codes, output_error
+from onebit.quant.fit_codes import fit_codes
 
 __all__ = ["LayerFit", "calibrate"]
 
-Call = Callable[[], Any]
 _SCALE_TOLERANCE = 2.0**-21  # a fitted scale is no more exact than its samples; the layer's own is then the one it got
 
 
 @dataclass(frozen=True)
 class LayerFit:
-    """The squared error of a layer's outputs over their square, on the samples: rounded, and fitted."""
+    """The squared difference of a layer's outputs from the float model's over their square, on the samples: with its
+    weights rounded, and fitted; the layers before it are fitted already."""
 
     rounded: float
     fitted: float
@@ -67,15 +70,20 @@ def calibrate(
     try:
         blocks = _blocks(model, names)
         calls = _calls(model, blocks, batches)
+        float_calls = [[copy.copy(call) for call in block_calls] for block_calls in calls]
         for done, block in enumerate(blocks):
+            twin = FloatTwin([module for module in block.modules() if module in names])
             for group in _same_inputs(block, names, calls[done][0]):
                 waiting = [layer for layer in group if id(layer.weight) not in fitted_weights]
                 if waiting:
-                    fits |= _fit(waiting, names, calls[done], rounds, damping)
+                    moments = moments_of(waiting[0], calls[done], float_calls[done], twin)
+                    fits |= {names[layer]: _fit(layer, moments, rounds, damping) for layer in waiting if moments}
                     fitted_weights |= {id(layer.weight) for layer in waiting}
             if done + 1 < len(blocks):
+                with twin:
+                    _hand_on(float_calls[done], float_calls[done + 1])
                 _hand_on(calls[done], calls[done + 1])
-            calls[done] = []
+            calls[done], float_calls[done] = [], []
             if progress is not None:
                 progress(done + 1, len(blocks))
     finally:
@@ -180,41 +188,10 @@ def _reads_alike(one: BitLinear, other: BitLinear) -> bool:
     return one.activation_quantizer == other.activation_quantizer and turned(one) == turned(other)
 
 
-def _fit(
-    group: list[BitLinear], names: dict[BitLinear, str], calls: list[Any], rounds: int, damping: float
-) -> dict[str, LayerFit]:
-    """Fit layers with one input; nothing for those that met no token."""
-    hessian_II = _second_moments(group[0], calls)
-    if hessian_II is None:
-        return {}
-    fits = {}
-    for layer in group:
-        spec, w_OI = layer.quantized_spec(), layer.weight.detach().float().clone()
-        rounded = output_error(w_OI, dequantize(quantize(w_OI, spec)), hessian_II)
-        chosen = fit_codes(w_OI, hessian_II, spec, rounds=rounds, damping=damping)
-        layer.weight.copy_(latents_from_codes(chosen, w_OI, layer.weight.dtype, _SCALE_TOLERANCE))
-        fits[names[layer]] = LayerFit(rounded, output_error(w_OI, dequantize(layer.quantized()), hessian_II))
-    return fits
-
-
-def _second_moments(layer: BitLinear, calls: list[Any]) -> Tensor | None:
-    """X^T X of what the layer multiplies: its inputs as it turns and rounds them, over all batches."""
-    width = layer.in_features
-    sums_II = torch.zeros(width, width, device=layer.weight.device)
-    tokens = 0
-
-    def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        nonlocal tokens
-        x_TI = inputs[0].detach()
-        x_TI = x_TI if layer.rotation is None else layer.rotation(x_TI)
-        x_TI = fake_quantize_activations(x_TI, layer.activation_quantizer).flatten(0, -2)
-        sums_II.addmm_(x_TI.t(), x_TI)
-        tokens += x_TI.shape[0]
-
-    handle = layer.register_forward_pre_hook(hook)
-    try:
-        for call in calls:
-            call()
-    finally:
-        handle.remove()
-    return sums_II / tokens if tokens else None
+def _fit(layer: BitLinear, moments: Moments, rounds: int, damping: float) -> LayerFit:
+    """Choose codes and scales whose outputs, from the inputs that the layer gets, are nearest to the float model's."""
+    spec, w_OI = layer.quantized_spec(), layer.weight.detach().float().clone()
+    rounded = moments.error(w_OI, dequantize(quantize(w_OI, spec)))
+    chosen = fit_codes(moments.target(w_OI, damping), moments.own_II, spec, rounds=rounds, damping=damping)
+    layer.weight.copy_(latents_from_codes(chosen, w_OI, layer.weight.dtype, _SCALE_TOLERANCE))
+    return LayerFit(rounded, moments.error(w_OI, dequantize(layer.quantized())))

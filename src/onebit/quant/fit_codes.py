@@ -19,7 +19,7 @@ from torch import Tensor
 from onebit.errors import OnebitError
 from onebit.quant.spec import SCALE_FLOOR, Quantized, WeightQuantizer
 
-__all__ = ["fit_codes", "output_error"]
+__all__ = ["fit_codes"]
 
 _BLOCK = 128  # columns whose feedback to the rest is added in one matrix product
 _FIT_TURNS = 12
@@ -49,14 +49,6 @@ def fit_codes(
         _improve_codes(state, gradient_OI, h_II)
     _improve_scales(state, gradient_OI, h_II)
     return state.quantized()
-
-
-def output_error(w_OI: Tensor, q_w_OI: Tensor, hessian_II: Tensor) -> float:
-    """The squared error of the outputs over their square: tr(R H R^T) / tr(W H W^T)."""
-    w_OI, h_II = w_OI.float(), hessian_II.float()
-    residual_OI = w_OI - q_w_OI.float()
-    whole = ((w_OI @ h_II) * w_OI).sum()
-    return float((((residual_OI @ h_II) * residual_OI).sum() / whole.clamp_min(1e-30)).item())
 
 
 @dataclass
