@@ -19,6 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from onebit.cli.main import execute
 from onebit.errors import ConfigError, DataError
+from onebit.formats.checkpoint import load_model
+from onebit.models import OneBitConfig, OneBitForCausalLM
 from onebit.models.converted import load_converted
 from onebit.nn import BitLinear, bit_layers, replace_linear_with_bitlinear
 from onebit.train import sft as recipe
@@ -295,6 +297,22 @@ def test_the_manifest_has_the_keys_of_the_gradual_recipe(run: SftSettings) -> No
     }
     assert (about["compression_ready"], about["model_type"]) == (True, "bitnet158")
     assert about["parameters"]["binary_or_ternary"] == 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48)
+
+
+def test_a_model_of_onebit_train_is_fine_tuned_as_it_is(run: SftSettings, base: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "own"
+    config = OneBitConfig.preset(
+        "bitnet", hidden_size=32, num_layers=2, num_heads=2, intermediate_size=48, vocab_size=300, max_seq_len=48
+    )
+    OneBitForCausalLM(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    settings = replace(run, model_name_or_path=str(folder), packing=True)  # blocks of 48, not of 64 tokens
+    assert sft(settings).complete
+    about = json.loads((run.output_dir / "training_manifest.json").read_text())
+    assert (about["lambda_warmup_frac"], about["compression_ready"]) == (0.0, True)
+    assert load_model(run.output_dir).config.vocab_size == 300
+    with pytest.raises(ConfigError, match="leave the conversion flags out"):
+        sft(replace(settings, group_size=64, output_dir=tmp_path / "other"))
 
 
 def test_wrong_input_is_one_line_that_names_the_fix(

@@ -87,13 +87,10 @@ def fine_tune(
         with arguments.main_process_first(local=False):
             rows = _rows(settings, tokenizer)
         _prepare_wandb(settings, rows.source)
-        if rows.is_text and not arguments.packing:
-            # Documents of any length: cut at max_length they would lose all but their beginning.
-            arguments.packing, arguments.packing_strategy = True, "wrapped"
         if arguments.eval_strategy != "no" and rows.validation is None:
             raise ConfigError("--eval-strategy needs validation rows: give --val-data or a --val-fraction above 0")
         model = prepare_model(settings, rows, tokenizer)
-        progress.say(str(model.conversion_report).splitlines()[0] if hasattr(model, "conversion_report") else "")
+        _settle_blocks(arguments, model, rows, progress)
         trainer = _make(make_trainer, settings, arguments, model, rows, tokenizer, [stop, progress])
         fingerprint = rows_fingerprint(trainer.train_dataset)
         checkpoint = _claimed(settings, trainer, fingerprint)
@@ -188,6 +185,23 @@ def _prepare_wandb(settings: SftSettings, source: str) -> None:
     prepare_tracker(settings.report_to, settings.output_dir)
 
 
+def _settle_blocks(arguments: Any, model: Any, rows: Rows, progress: ProgressLines) -> None:
+    """How rows become blocks, as far as the data and the model leave a choice."""
+    if hasattr(model, "conversion_report"):
+        progress.say(str(model.conversion_report).splitlines()[0])
+    config = model.config.get_text_config()
+    longest = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
+    if longest is not None and arguments.max_length is not None and arguments.max_length > longest:
+        progress.say(f"--max-length is {longest}, all that the model has positions for")
+        arguments.max_length = longest
+    # Documents of any length would lose all but their beginning when cut at max_length; our own decoder does not take
+    # a whole batch as one line, which is how the other strategies pack.
+    if rows.is_text and not arguments.packing:
+        arguments.packing, arguments.packing_strategy = True, "wrapped"
+    elif arguments.packing and config.model_type == "onebit":
+        arguments.packing_strategy = "wrapped"
+
+
 def _make(
     make_trainer: MakeTrainer,
     settings: SftSettings,
@@ -198,6 +212,7 @@ def _make(
     callbacks: list[Any],
 ) -> TernarySftTrainer:
     """The Trainer, without its own progress lines; what TRL refuses is the user's to mend."""
+    has_dial = any(module.uses_lambda for module in model.modules() if isinstance(module, Schedule))
     try:
         trainer = make_trainer(
             model=model,
@@ -205,7 +220,7 @@ def _make(
             train_dataset=rows.train,
             eval_dataset=rows.validation,
             processing_class=tokenizer,
-            warmup=LambdaWarmup(settings.lambda_warmup_frac, settings.lambda_shape),
+            warmup=LambdaWarmup(settings.lambda_warmup_frac if has_dial else 0.0, settings.lambda_shape),
             callbacks=[MetricsLog(settings.output_dir), *callbacks],
         )
     except OnebitError:

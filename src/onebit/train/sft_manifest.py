@@ -37,7 +37,7 @@ def sft_manifest(
     return {
         "base_model": settings.model_name_or_path,
         "training_steps": steps,
-        "lambda_warmup_frac": settings.lambda_warmup_frac,
+        "lambda_warmup_frac": trainer.warmup.fraction,
         "final_lambda": final_lambda,
         "compression_ready": is_complete and final_lambda == 1.0,
         "model_type": MODEL_TYPE,
