@@ -237,6 +237,27 @@ def test_wrong_folders(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["latents"]  # nothing half-written
 
 
+def test_hostile_folders(tmp_path: Path) -> None:
+    latents(tmp_path / "latents", shards=True)
+    index = tmp_path / "latents" / "model.safetensors.index.json"
+    honest = index.read_text()
+    index.write_text(json.dumps({"weight_map": {"a": "../latents/model.safetensors"}}))
+    with pytest.raises(FormatError, match="outside the folder"):
+        quantize_to_1bit(tmp_path / "latents", tmp_path / "packed")
+    index.write_text("[1, 2")
+    with pytest.raises(FormatError, match="cannot be read"):
+        quantize_to_1bit(tmp_path / "latents", tmp_path / "packed")
+    index.write_text(honest)
+    config = json.loads((tmp_path / "latents" / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForCausalLM": "evil.Model"}
+    (tmp_path / "latents" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "latents" / "evil.py").write_text("raise SystemExit('it ran')")
+    quantize_to_1bit(tmp_path / "latents", tmp_path / "packed")  # with transformers' own class
+    (tmp_path / "latents" / "config.json").write_text(json.dumps({**config, "model_type": "unheard-of"}))
+    with pytest.raises(DataError, match="names no model of transformers"):
+        quantize_to_1bit(tmp_path / "latents", tmp_path / "other")
+
+
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     latents(tmp_path / "latents")
     capsys.readouterr()

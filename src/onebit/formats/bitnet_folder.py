@@ -133,7 +133,7 @@ def _open(folder: Path) -> _Source:
     try:
         with torch.device("meta"):
             model: nn.Module = transformers.AutoModelForCausalLM.from_config(
-                transformers.AutoConfig.for_model(config.get("model_type", ""), **plain)
+                transformers.AutoConfig.for_model(config.get("model_type", ""), **plain), trust_remote_code=False
             )
     except (ValueError, KeyError) as error:
         raise DataError(f"{folder}: config.json names no model of transformers: {error}") from None

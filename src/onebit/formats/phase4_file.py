@@ -150,7 +150,7 @@ def _make(about: dict[str, Any]) -> nn.Module:
     if isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel):
         model: nn.Module = kind(config)
     else:
-        model = transformers.AutoModelForCausalLM.from_config(config)
+        model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     if not (about["replaced"] or about["sub_norms"] or about["rmsnorm_post_attn"]):
         return model
     layers = {name: model.get_submodule(name) for name in about["replaced"]}
