@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 pytest.importorskip("transformers")
 
 import torch
+import torch._dynamo.testing
 import transformers
 from torch import nn
 
@@ -149,6 +151,28 @@ def test_layers_of_codes_are_left_alone(tmp_path: Path) -> None:
         OnebitError, match=r"none .* linear layers can be replaced \(.*a subclass of nn.Linear \(AutoBitL"
     ):
         replace_linear_with_bitlinear(bitnet(tmp_path, "offline"), exclude_patterns=["norm"])
+
+
+def test_all_options_together_make_one_graph_and_can_be_copied() -> None:
+    model = replace_linear_with_bitlinear(
+        make("qwen3"),
+        granularity="per_group",
+        group_size=64,
+        hadamard_block=16,
+        sub_norms=True,
+        rmsnorm_post_attn=True,
+        schedule=Schedule(uses_lambda=True),
+    )
+    counter = torch._dynamo.testing.CompileCounter()
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend=counter)(IDS, labels=IDS)
+    plain = model(IDS, labels=IDS)
+    torch.testing.assert_close(compiled.logits, plain.logits)
+    compiled.loss.backward()
+    assert counter.frame_count == 1
+    assert all(p.grad is not None for p in model.parameters())
+    for clone in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(clone(IDS).logits, plain.logits)
 
 
 def test_the_code_of_the_page_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
