@@ -10,6 +10,7 @@ import typer
 # What is no flag of ours passes to TRL's SFTConfig by name.
 CONTEXT_SETTINGS = {"ignore_unknown_options": True, "allow_extra_args": True}
 _MODEL, _DATA, _CONVERSION, _OPTIMISER, _RUN, _MACHINE = "Model", "Data", "Conversion", "Optimiser", "Run", "Machine"
+_ADAPTERS = "Adapters"
 
 ModelNameOrPath = Annotated[
     str,
@@ -90,6 +91,23 @@ HadamardBlock = Annotated[
 CalibrationRows = Annotated[
     int, typer.Option(help="Rows to fit codes and scales to at the start.", rich_help_panel=_CONVERSION)
 ]
+UsePeft = Annotated[
+    bool,
+    typer.Option("--use-peft", help="Train LoRA adapters over the frozen ternary model.", rich_help_panel=_ADAPTERS),
+]
+LoraR = Annotated[int, typer.Option(help="Rank.", rich_help_panel=_ADAPTERS)]
+LoraAlpha = Annotated[int, typer.Option(help="Adapters count alpha / rank.", rich_help_panel=_ADAPTERS)]
+LoraDropout = Annotated[float, typer.Option(help="On the inputs, with beside.", rich_help_panel=_ADAPTERS)]
+LoraTargetModules = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="As q_proj; repeatable [default: all].", rich_help_panel=_ADAPTERS),
+]
+LoraForm = Annotated[
+    str,
+    typer.Option(
+        help="inside the quantiser, so that merging changes nothing, or beside it in float.", rich_help_panel=_ADAPTERS
+    ),
+]
 LambdaWarmupFrac = Annotated[
     float, typer.Option(help="Share of the steps from float to ternary, 0: none.", rich_help_panel=_OPTIMISER)
 ]
@@ -137,7 +155,8 @@ def settings_from(ctx: typer.Context, values: dict[str, Any]) -> dict[str, Any]:
 
     fields = {name: value for name, value in values.items() if name != "ctx"}
     fields["trl"] = trl_options(ctx.args, ours=list(fields))
-    if fields["exclude"] is not None:
-        fields["exclude"] = tuple(pattern for pattern in fields["exclude"] if pattern)
+    for name in ("exclude", "lora_target_modules"):
+        if fields[name] is not None:
+            fields[name] = tuple(pattern for pattern in fields[name] if pattern)
     fields["rmsnorm_post_attn"] = bool(fields["rmsnorm_post_attn"])
     return fields

@@ -37,9 +37,11 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 def is_complete(checkpoint: Path) -> bool:
     """Tell whether every file that resuming reads is there (a folder copied in part would lack some)."""
-    weights = list(checkpoint.glob("model*.safetensors"))
+    is_adapter = (checkpoint / "adapter_config.json").is_file()  # of the adapters alone; the base is elsewhere
+    weights = list(checkpoint.glob("adapter_model*.safetensors" if is_adapter else "model*.safetensors"))
     states = list(checkpoint.glob("rng_state*.pth"))
-    return bool(weights) and bool(states) and all((checkpoint / name).is_file() for name in _NEEDED)
+    needed = [name for name in _NEEDED if not (is_adapter and name == "config.json")]
+    return bool(weights) and bool(states) and all((checkpoint / name).is_file() for name in needed)
 
 
 def remove_leftovers(folder: Path) -> None:

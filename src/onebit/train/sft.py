@@ -90,6 +90,8 @@ def fine_tune(
         if arguments.eval_strategy != "no" and rows.validation is None:
             raise ConfigError("--eval-strategy needs validation rows: give --val-data or a --val-fraction above 0")
         model = prepare_model(settings, rows, tokenizer)
+        if settings.use_peft:
+            model = _adapted(model, settings)
         _settle_blocks(arguments, model, rows, progress)
         trainer = _make(make_trainer, settings, arguments, model, rows, tokenizer, [stop, progress])
         fingerprint = rows_fingerprint(trainer.train_dataset)
@@ -120,7 +122,9 @@ def prepare_model(settings: SftSettings, rows: Rows, tokenizer: Any) -> Any:
             raise ConfigError(f"'{name}' was made by onebit train, quantised already; leave the conversion flags out")
         return load_causal_lm(name, config, dtype=settings.dtype)
     conversion = Conversion.of(config, **settings.conversion)
-    schedule = Schedule(uses_lambda=True) if settings.lambda_warmup_frac > 0 else None
+    # Adapters are trained over what is ternary already.
+    is_soft = settings.lambda_warmup_frac > 0 and not settings.use_peft
+    schedule = Schedule(uses_lambda=True) if is_soft else None
     if recorded_conversion(config) is not None:
         if not Path(name).is_dir():
             raise DataError(f"'{name}' is a converted model in the cache; give the path of its folder")
@@ -136,6 +140,33 @@ def prepare_model(settings: SftSettings, rows: Rows, tokenizer: Any) -> Any:
     if is_fresh and settings.calibration_rows:
         calibrate(model, _batches(rows, tokenizer, settings.calibration_rows))
     return model
+
+
+def _merged(trainer: TernarySftTrainer, folder: Path, progress: ProgressLines) -> dict[str, Any]:
+    """Keep the adapters in their own folder, merge them, and say what it did to the loss."""
+    from onebit.train.lora import losses_around_merge
+
+    kept = folder / "adapter"
+    kept.mkdir(exist_ok=True)
+    trainer.save_final(kept)
+    told = losses_around_merge(trainer)
+    losses = [f"{name.replace('_', ' ')} {value:.4f}" for name, value in told.items() if value is not None]
+    progress.say(f"merged the adapters: {', '.join(losses)}")
+    return told
+
+
+def _adapted(model: Any, settings: SftSettings) -> Any:
+    from onebit.train.lora import add_adapters
+
+    form: Any = settings.lora_form
+    return add_adapters(
+        model,
+        rank=settings.lora_r,
+        alpha=settings.lora_alpha,
+        dropout=settings.lora_dropout,
+        target_modules=settings.lora_target_modules,
+        form=form,
+    )
 
 
 def _batches(rows: Rows, tokenizer: Any, count: int) -> list[Tensor]:
@@ -187,8 +218,9 @@ def _prepare_wandb(settings: SftSettings, source: str) -> None:
 
 def _settle_blocks(arguments: Any, model: Any, rows: Rows, progress: ProgressLines) -> None:
     """How rows become blocks, as far as the data and the model leave a choice."""
-    if hasattr(model, "conversion_report"):
-        progress.say(str(model.conversion_report).splitlines()[0])
+    report = getattr(model, "conversion_report", None)
+    if report is not None:
+        progress.say(str(report).splitlines()[0])
     config = model.config.get_text_config()
     longest = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
     if longest is not None and arguments.max_length is not None and arguments.max_length > longest:
@@ -278,6 +310,8 @@ def _finish(
         if trainer.eval_dataset is not None and not done:
             found: dict[str, Any] = trainer.evaluate()
             metrics.update({name: value for name, value in found.items() if isinstance(value, (int, float))})
+        merged = _merged(trainer, folder, progress) if settings.use_peft else {}
+        metrics.update({name: value for name, value in merged.items() if value is not None})
         trainer.save_final(folder)
     metrics["step"] = steps
     if trainer.args.should_save:

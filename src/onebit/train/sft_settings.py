@@ -51,7 +51,8 @@ class SftSettings:
     `onebit train` made. dataset_name: a .jsonl, .parquet or .txt file, a folder of them, `stdlib`, or the name of a
     data set. quantizer to hadamard_block: as `replace_linear_with_bitlinear`; None is the model's recorded conversion,
     else absmean in groups of 128, or per tensor for latents of BitNet models. calibration_rows: so many rows choose
-    codes and scales at the start, instead of rounding. max_steps None: num_train_epochs decides. trl: further fields of
+    codes and scales at the start, instead of rounding. use_peft: train adapters over the frozen ternary model and merge
+    them at the end (`lora`); lora_*: as there. max_steps None: num_train_epochs decides. trl: further fields of
     TRL's SFTConfig.
 
     Raises:
@@ -77,6 +78,12 @@ class SftSettings:
     rmsnorm_post_attn: bool = False
     hadamard_block: int | None = None
     calibration_rows: int = 0
+    use_peft: bool = False
+    lora_r: int = 16
+    lora_alpha: int = 32
+    lora_dropout: float = 0.0
+    lora_target_modules: tuple[str, ...] | None = None
+    lora_form: str = "inside"
     lambda_warmup_frac: float = 0.4
     lambda_shape: LambdaShape = "linear"
 
@@ -107,6 +114,10 @@ class SftSettings:
             self._check(name, getattr(self, name) >= 1, "at least 1")
         for name in ("max_steps", "threads", "group_size"):
             self._check(name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")
+        for name in ("lora_r", "lora_alpha"):
+            self._check(name, getattr(self, name) >= 1, "at least 1")
+        self._check("lora_dropout", 0.0 <= self.lora_dropout < 1.0, "in [0, 1)")
+        self._check("lora_form", self.lora_form in ("inside", "beside"), "inside or beside")
         self._check("calibration_rows", self.calibration_rows >= 0, "at least 0")
         self._check("keep_checkpoints", self.keep_checkpoints >= 1, "at least 1")
         self._check("max_length", self.max_length >= 2, "at least 2: nothing can be learnt from one token")
