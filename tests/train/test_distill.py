@@ -122,6 +122,16 @@ def test_the_logged_loss_is_the_mix_of_its_parts(run: DistillSettings) -> None:
             assert entry["loss"] == pytest.approx(expected, rel=1e-4)
 
 
+def test_a_step_of_two_batches_is_that_of_one_large_batch(run: DistillSettings, tmp_path: Path) -> None:
+    whole = replace(run, hard_label_weight=0.5, relation_weight=1.0, token_scaled=True)
+    parts = replace(whole, output_dir=tmp_path / "parts", per_device_train_batch_size=2, gradient_accumulation_steps=2)
+    distill(whole)
+    distill(parts)
+    for one, two in zip(losses(whole.output_dir), losses(parts.output_dir), strict=True):
+        for name in {"loss", "grad_norm"} & one.keys():
+            assert two[name] == pytest.approx(one[name], rel=1e-3), (one["step"], name)
+
+
 def test_the_teacher_runs_once_for_all_runs_over_the_same_rows(
     run: DistillSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

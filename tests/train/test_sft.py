@@ -263,6 +263,20 @@ def test_added_norms_and_rotations_come_back(run: SftSettings, changes: dict[str
         assert torch.equal(load_converted(run.output_dir).eval()(input_ids=ids_BL).logits, expected)
 
 
+def test_a_calibrated_start_is_nearer_to_the_float_model(run: SftSettings, base: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    row = samples()[3]
+    ids = tokenizer.apply_chat_template(row["prompt"] + row["completion"], return_tensors="pt")["input_ids"]
+    folders = [tmp_path / "rounded", tmp_path / "calibrated"]
+    for folder, rows in zip(folders, (0, 30), strict=True):
+        sft(replace(run, max_steps=1, learning_rate=0.0, calibration_rows=rows, output_dir=folder))
+    with torch.no_grad():
+        expected = AutoModelForCausalLM.from_pretrained(base)(input_ids=ids).logits
+        logits = [load_converted(folder).eval()(input_ids=ids).logits for folder in folders]
+    errors = [float((each - expected).square().mean()) for each in logits]
+    assert errors[1] < 0.9 * errors[0]
+
+
 def test_a_quantised_head_is_trained_with_what_it_computes(run: SftSettings) -> None:
     # TRL multiplies by the head's stored weight, which here is a latent.
     result = sft(replace(run, exclude=("embed",), max_steps=2, lambda_warmup_frac=0.0, learning_rate=0.0))

@@ -9,18 +9,18 @@ are a field of config.json, `onebit_conversion`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from onebit.errors import ConfigError, DataError, nearest_name
 from onebit.models.pretrained import describe_model, load_causal_lm, read_tensors
 from onebit.nn import Schedule, bit_layers, replace_linear_with_bitlinear
-from onebit.nn.attached_norms import attach_post_attention_norms, attach_sub_norms, attached_norms
+from onebit.nn.attached_norms import attach_post_attention_norms, attach_sub_norms, attached_norms, fit_norms
 from onebit.nn.hadamard import HadamardRotation, block_size_for
 from onebit.quant import ActivationQuantizer, Granularity, QuantizerName
 
@@ -95,19 +95,20 @@ def convert_model(
     conversion: Conversion,
     *,
     schedule: Schedule | None = None,
-    fit: Callable[[nn.Module], None] | None = None,
+    samples: Sequence[Tensor] | None = None,
+    calibrated: bool = False,
 ) -> Any:
     """Replace the linear layers of a transformers model, in place, and record how; returns the same model.
 
-    Its state_dict stays in the layout of its class, without the schedule's dials. fit: called with the model after
-    norms were added and before its layers are replaced, to give them their weights (`fit_norms`).
+    Its state_dict stays in the layout of its class, without the schedule's dials. samples: token ids [B, L] that added
+    norms are fitted to, and with `calibrated` the layers' codes and scales too; on the model's device.
     """
-    if (conversion.sub_norms or conversion.rmsnorm_post_attn) and fit is not None:
+    if (conversion.sub_norms or conversion.rmsnorm_post_attn) and samples is not None and not calibrated:
         if conversion.sub_norms:
             attach_sub_norms(model)
         if conversion.rmsnorm_post_attn:
             attach_post_attention_norms(model)
-        fit(model)
+        fit_norms(model, samples)
     replace_linear_with_bitlinear(
         model,
         exclude_patterns=conversion.exclude,
@@ -119,6 +120,7 @@ def convert_model(
         sub_norms=conversion.sub_norms,
         rmsnorm_post_attn=conversion.rmsnorm_post_attn,
         hadamard_block=conversion.hadamard_block,
+        calibration=samples if calibrated else None,
     )
     model.register_state_dict_post_hook(_to_own_layout)
     model.register_load_state_dict_pre_hook(_from_own_layout)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -24,8 +24,6 @@ from onebit.models.converted import Conversion, convert_model, load_converted, r
 from onebit.models.devices import check_device
 from onebit.models.pretrained import describe_model, load_causal_lm, load_tokenizer_of
 from onebit.nn import Schedule
-from onebit.nn.attached_norms import fit_norms
-from onebit.nn.calibration import calibrate
 from onebit.train.arguments import prepare_tracker
 from onebit.train.checkpoints import last_checkpoint, remove_checkpoints, remove_leftovers
 from onebit.train.identity import claim, record
@@ -89,7 +87,7 @@ def fine_tune(
         _prepare_wandb(settings, rows.source)
         if arguments.eval_strategy != "no" and rows.validation is None:
             raise ConfigError("--eval-strategy needs validation rows: give --val-data or a --val-fraction above 0")
-        model = prepare_model(settings, rows, tokenizer)
+        model = prepare_model(settings, rows, tokenizer, arguments.device)
         if settings.use_peft:
             model = _adapted(model, settings)
         _settle_blocks(arguments, model, rows, progress)
@@ -111,8 +109,8 @@ def fine_tune(
         return _finish(settings, trainer, stop, fingerprint, time.monotonic() - began, progress)
 
 
-def prepare_model(settings: SftSettings, rows: Rows, tokenizer: Any) -> Any:
-    """The model with BitLinears and, when there is a warm-up, a schedule that it carries."""
+def prepare_model(settings: SftSettings, rows: Rows, tokenizer: Any, device: torch.device) -> Any:
+    """The model with BitLinears and, when there is a warm-up, a schedule that it carries; fitted on the device."""
     name = settings.model_name_or_path
     where: dict[str, Any] = {"revision": settings.model_revision, "allow_download": settings.allow_download}
     config = describe_model(name, **where)
@@ -130,16 +128,13 @@ def prepare_model(settings: SftSettings, rows: Rows, tokenizer: Any) -> Any:
             raise DataError(f"'{name}' is a converted model in the cache; give the path of its folder")
         return load_converted(name, schedule=schedule, dtype=settings.dtype)
     model = load_causal_lm(name, config, dtype=settings.dtype, **where)
-
-    def fit(float_model: nn.Module) -> None:
-        fit_norms(float_model, _batches(rows, tokenizer, _ROWS_TO_FIT_NORMS))
-
-    # A run that goes on takes all weights from its checkpoint.
-    is_fresh = not settings.resume or last_checkpoint(settings.output_dir) is None
-    model = convert_model(model, conversion, schedule=schedule, fit=fit if is_fresh else lambda _: None)
-    if is_fresh and settings.calibration_rows:
-        calibrate(model, _batches(rows, tokenizer, settings.calibration_rows))
-    return model
+    if settings.resume and last_checkpoint(settings.output_dir) is not None:
+        return convert_model(model, conversion, schedule=schedule)  # all weights come from the checkpoint
+    has_norms = conversion.sub_norms or conversion.rmsnorm_post_attn
+    count = settings.calibration_rows or (_ROWS_TO_FIT_NORMS if has_norms else 0)
+    samples = [ids_BL.to(device) for ids_BL in _batches(rows, tokenizer, count)] if count else None
+    calibrated = settings.calibration_rows > 0
+    return convert_model(model.to(device), conversion, schedule=schedule, samples=samples, calibrated=calibrated)
 
 
 def _merged(trainer: TernarySftTrainer, folder: Path, progress: ProgressLines) -> dict[str, Any]:
