@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from onebit.optim import Muon, decaying_parameter_names, muon_groups
+from onebit.optim import Muon, decaying_parameter_names, muon, muon_groups
 from onebit.optim.muon import orthogonalize
 
 
@@ -40,17 +40,18 @@ def test_orthogonal_update_keeps_the_singular_vectors() -> None:
     assert cosine > 0.97
 
 
-def test_follows_torch_muon_and_adamw() -> None:
+def test_follows_torch_muon_and_adamw(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(muon, "_product_dtype", lambda g: torch.bfloat16)  # as torch's, on every processor
     ours, theirs = small_model(), small_model()
     ids = torch.randint(0, 11, (4, 5))
     names = decaying_parameter_names(ours)
     optimizer = Muon(muon_groups(ours, names, 0.1), lr=1e-2)
     matrices = [p for n, p in theirs.named_parameters() if n in names]
     rest = [p for n, p in theirs.named_parameters() if n not in names]
-    muon = torch.optim.Muon(matrices, lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    their_muon = torch.optim.Muon(matrices, lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
     adam = torch.optim.AdamW(rest, lr=1e-2, betas=(0.9, 0.95), weight_decay=0.0)
     for _ in range(5):
-        for model, steppers in ((ours, [optimizer]), (theirs, [muon, adam])):
+        for model, steppers in ((ours, [optimizer]), (theirs, [their_muon, adam])):
             loss_of(model, ids).backward()
             for stepper in steppers:
                 stepper.step()
