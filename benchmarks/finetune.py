@@ -1,0 +1,383 @@
+"""What does it take to turn a float model into a ternary one? Each ingredient beside the fine-tuned float twin.
+
+    python benchmarks/finetune.py [--data-dir DIR] [--only lambda ste+distill ...] [--steps N] [--seeds 1 2 3] [--quick]
+
+DIR holds `wikitext-2/{test,valid}.txt` and `tinyshakespeare/input.txt`. Without it the text is the standard library.
+
+Protocol. A small Qwen3-shaped float base is trained on one text (--base-data), with its own byte-level BPE, and kept.
+Every arm starts from it and is fine-tuned on another text (--data; with the same name for both, the base gets the
+first half of the training text and the arms the other) for the same number of steps, with the same batches in the
+same order for a seed, the same optimizer, clipping and shape of the schedule. The peak rate is the best of one grid,
+on a seed that is used for nothing else, in shorter runs; arms that differ in group size or tables alone take the rate
+of the arm without. A run is judged at its best checkpoint, chosen on a part of the validation text: its loss over all
+of that text in float32, and KL(float base || arm) and KL(float twin || arm) per token. There is no third split: both
+choices see the validation text, for all arms alike. The twin is the float base fine-tuned for the same steps; as a
+teacher it costs its own steps once more, which the seconds of a student do not hold. Seeds differ in batches; the
+base is one.
+
+An arm is a name with ingredients: base and float (no conversion), naive (the twin, converted and not trained), ste
+(all at once) and lambda (warm-up over 40 % of the steps), then any of +subnorms +distill (KL to the twin alone)
++distillbase (half labels, half KL to the base) +rotation +calibrated +g64 +g256 (groups of 128 otherwise) +tables
+(embedding and head too). Each result is added to --work-dir/results.jsonl at once: a benchmark that was killed loses
+the run in flight.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "src")]
+
+from finetune_figures import default_arms, effects, figures_of, ingredients_of, rate_arm, table  # noqa: E402
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from finetune_training import Ingredients, Plan
+
+DATASETS = ("wikitext2", "tinyshakespeare", "stdlib")
+LEARNING_RATES = (5e-4, 1e-3, 2e-3, 4e-3)
+TUNING_SEED = 0
+SHAPE: dict[str, Any] = {
+    "hidden_size": 256,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "intermediate_size": 768,
+    "max_position_embeddings": 256,
+}
+QUICK_SHAPE = SHAPE | {"hidden_size": 64, "num_hidden_layers": 2, "head_dim": 16, "intermediate_size": 256}
+QUICK = {"steps": 40, "tune_steps": 20, "base_steps": 200, "vocab_size": 512, "calibration_windows": 32}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One run of an arm; `context` says what else decides its result."""
+
+    arm: str
+    learning_rate: float
+    seed: int
+    steps: int
+    context: str
+    twin: str | None = None  # the float run that it starts from or learns from
+
+    @property
+    def name(self) -> str:
+        key = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return hashlib.sha256(key.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Tokens of the fine-tuning text, int64 [N], and of the text that judges, with its size."""
+
+    train_N: Tensor
+    validation_N: Tensor
+    bytes: int
+    words: int
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    import torch
+
+    torch.set_num_threads(1)
+    runs = Runs(arguments, *prepare(arguments))
+    arms = arguments.only
+    tuned_arms = list(dict.fromkeys(rate_arm(arm) for arm in ["float", *arms] if ingredients_of(arm).trains))
+    tunes = len(arguments.lrs) > 1
+    finals = arguments.steps * len(arguments.seeds) * sum(ingredients_of(arm).trains for arm in arms)
+    runs.total_steps = finals + tunes * len(tuned_arms) * len(arguments.lrs) * arguments.tune_steps
+    rates: dict[str, float] = {}
+    for arm in tuned_arms:
+        rates[arm] = tune(runs, arm, rates, arguments) if tunes else arguments.lrs[0]
+    # Seed by seed, so that a benchmark that is cut short still holds complete comparisons.
+    samples = [runs.result(job_of(runs, arm, rates, seed, arguments.steps)) for seed in arguments.seeds for arm in arms]
+    figures, best = figures_of(samples)
+    print(table(samples, figures), *effects(samples), sep="\n")
+    if arguments.quick:
+        print("quick: nothing is recorded")
+        return
+    record(arguments, rates, figures, best, samples, list(runs.results.values()))
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", type=Path, help="folder with wikitext-2/ and tinyshakespeare/")
+    parser.add_argument("--base-data", choices=DATASETS, help="text of the base; wikitext2, stdlib without a folder")
+    parser.add_argument(
+        "--data", choices=DATASETS, help="text of fine-tuning; tinyshakespeare, stdlib without a folder"
+    )
+    parser.add_argument("--only", nargs="+", metavar="ARM", help="arms instead of all; float and ste are always there")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--lrs", nargs="+", type=float, default=list(LEARNING_RATES), help="one rate: no tuning")
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--tune-steps", type=int, default=120)
+    parser.add_argument("--base-steps", type=int, default=1500)
+    parser.add_argument("--base-lr", type=float, default=8e-3)
+    parser.add_argument("--vocab-size", type=int, default=2048)
+    parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon", help="of fine-tuning")
+    parser.add_argument("--calibration-windows", type=int, default=256, help="of 128 tokens")
+    parser.add_argument("--work-dir", type=Path, default=HERE.parent / "runs" / "finetune")
+    parser.add_argument("--quick", action="store_true", help="a minute, to see that it works; numbers mean little")
+    arguments = parser.parse_args(argv)
+    has_folder = arguments.data_dir is not None
+    arguments.base_data = arguments.base_data or ("wikitext2" if has_folder else "stdlib")
+    arguments.data = arguments.data or ("tinyshakespeare" if has_folder else "stdlib")
+    if not has_folder and {arguments.base_data, arguments.data} != {"stdlib"}:
+        parser.error("--data-dir is needed for wikitext2 and tinyshakespeare")
+    try:
+        chosen = dict.fromkeys(arguments.only or default_arms())
+        arguments.only = [arm for arm in dict.fromkeys(["base", "float", "ste", *chosen]) if ingredients_of(arm)]
+    except ValueError as error:
+        parser.error(f"--only: {error}")
+    arguments.shape = QUICK_SHAPE if arguments.quick else SHAPE
+    if arguments.quick:
+        vars(arguments).update(QUICK, lrs=[2e-3], seeds=[1])
+    return arguments
+
+
+def prepare(arguments: argparse.Namespace) -> tuple[Any, Texts]:
+    """The float base, trained when the work folder does not hold it yet, and the tokens of the fine-tuning text."""
+    import torch
+    from tokenizers import Tokenizer
+    from transformers import AutoModelForCausalLM
+
+    from quality_texts import texts
+
+    data_dir = None if arguments.data_dir is None else str(arguments.data_dir)
+    base_text, base_validation = texts(arguments.base_data, data_dir)
+    text, validation = texts(arguments.data, data_dir)
+    if arguments.base_data == arguments.data:
+        base_text, text = base_text[: len(base_text) // 2], text[len(text) // 2 :]
+    folder = arguments.work_dir / f"base_{base_key(arguments)}"
+    if not folder.is_dir():
+        train_base(arguments, base_text, base_validation, folder)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32)
+    train_N, validation_N = (torch.tensor(tokenizer.encode(t).ids) for t in (text, validation))
+    return model.eval(), Texts(train_N, validation_N, len(validation.encode()), len(validation.split()))
+
+
+def base_key(arguments: argparse.Namespace) -> str:
+    """What decides the base, as a short name."""
+    names = ("base_data", "base_steps", "base_lr", "vocab_size", "shape")
+    told = {name: getattr(arguments, name) for name in names} | {"half": arguments.base_data == arguments.data}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def train_base(arguments: argparse.Namespace, text: str, validation: str, folder: Path) -> None:
+    """Train the float base with Muon and keep model and tokenizer; the folder appears when it is whole."""
+    import torch
+
+    from finetune_training import Plan, make_float_model, train
+    from onebit.data import train_tokenizer
+
+    made = train_tokenizer([text[i : i + 10_000] for i in range(0, len(text), 10_000)], arguments.vocab_size)
+    train_N, validation_N = (torch.tensor(made.tokenizer.encode(t).ids) for t in (text, validation))
+    torch.manual_seed(0)
+    model: Any = make_float_model(arguments.shape, made.vocab_size)
+    plan = Plan(learning_rate=arguments.base_lr, steps=arguments.base_steps, seed=0, weight_decay=0.1)
+    train(model, train_N, validation_N, plan, say=lambda *told: say(f"base on {arguments.base_data}", *told))
+    partial = folder.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    made.tokenizer.save(str(partial / "tokenizer.json"))
+    partial.rename(folder)
+
+
+class Runs:
+    """Runs jobs, keeps each result at once, and says how far it is."""
+
+    def __init__(self, arguments: argparse.Namespace, base: Any, texts: Texts) -> None:
+        self.arguments, self.base, self.texts = arguments, base, texts
+        self.file = arguments.work_dir / "results.jsonl"
+        self.results: dict[str, dict[str, Any]] = {}
+        self.total_steps = self.done_steps = self.fresh_steps = 0
+        self.began = time.monotonic()
+        arguments.work_dir.mkdir(parents=True, exist_ok=True)
+        self.kept = read_lines(self.file)
+        names = ("data", "optimizer", "calibration_windows")
+        told = {name: getattr(arguments, name) for name in names} | {"base": base_key(arguments)}
+        self.context = json.dumps(told, sort_keys=True)
+
+    def twin_path(self, name: str) -> Path:
+        """Where the weights of a fine-tuned float run are."""
+        return self.arguments.work_dir / "twins" / f"{name}.safetensors"
+
+    def result(self, job: Job) -> dict[str, Any]:
+        """The result of a job, from the file when it is there."""
+        if job.name in self.results:
+            return self.results[job.name]
+        steps = job.steps if ingredients_of(job.arm).trains else 0
+        self.done_steps += steps
+        found = self.kept.get(job.name)
+        if found is None or (job.arm == "float" and not self.twin_path(job.name).is_file()):
+            found = run_job(self, job)
+            add_line(self.file, found)
+            self.fresh_steps += steps
+            pace = (time.monotonic() - self.began) / max(self.fresh_steps, 1)
+            left = max(0.0, (self.total_steps - self.done_steps) * pace / 60)
+            print(
+                f"{job.arm} lr {job.learning_rate:g} seed {job.seed} {steps} steps: loss {found['loss']:.4f}, "
+                f"KL to the base {found['kl_base']:.4f}, {found['seconds']:.0f} s; about {left:.0f} min left",
+                flush=True,
+            )
+        self.results[job.name] = found
+        return found
+
+
+def job_of(runs: Runs, arm: str, rates: dict[str, float], seed: int, steps: int, lr: float | None = None) -> Job:
+    """The job of an arm at its own rate, with the float run that it needs, which is run before."""
+    rate = lr if lr is not None else rates.get(rate_arm(arm), 0.0)
+    twin = None
+    if arm not in ("base", "float"):
+        twin_job = job_of(runs, "float", rates, seed, steps)
+        runs.result(twin_job)
+        twin = twin_job.name
+    return Job(arm=arm, learning_rate=rate, seed=seed, steps=steps, context=runs.context, twin=twin)
+
+
+def tune(runs: Runs, arm: str, rates: dict[str, float], arguments: argparse.Namespace) -> float:
+    """The rate of the run with the lowest validation loss."""
+    jobs = [job_of(runs, arm, rates, TUNING_SEED, arguments.tune_steps, lr) for lr in arguments.lrs]
+    best = min(jobs, key=lambda job: runs.result(job)["selection_loss"])
+    print(f"{arm}: learning rate {best.learning_rate:g}", flush=True)
+    return best.learning_rate
+
+
+def run_job(runs: Runs, job: Job) -> dict[str, Any]:
+    """Convert, train and judge one model."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from finetune_training import Plan, judge, make_student, processor_seconds
+    from onebit.eval.perplexity import summarize
+    from onebit.eval.record import commit
+
+    what = ingredients_of(job.arm)
+    plan = Plan(learning_rate=job.learning_rate, steps=job.steps, seed=job.seed, optimizer=runs.arguments.optimizer)
+    text_N, validation_N = runs.texts.train_N, runs.texts.validation_N
+    references = {"base": runs.base}
+    if job.twin is not None:
+        references["twin"], _ = make_student(runs.base, ingredients_of("float"), [])
+        references["twin"].load_state_dict(load_file(runs.twin_path(job.twin)))
+    began = processor_seconds()
+    generator = torch.Generator().manual_seed(job.seed)
+    starts = torch.randint(len(text_N) - plan.context, (runs.arguments.calibration_windows,), generator=generator)
+    samples = [text_N[None, start : start + plan.context] for start in starts.tolist()]
+    start = runs.base if what.trains or not what.ternary else references["twin"]
+    model, schedule = make_student(start, what, samples)
+    start_loss = judge(model, validation_N[: 16 * plan.context + 1], plan.context, {})[0] / (16 * plan.context)
+    curve = _train(model, runs, job, what, plan, schedule, references) if what.trains else {}
+    seconds = processor_seconds() - began
+    if job.arm == "float":
+        path = runs.twin_path(job.name)
+        path.parent.mkdir(exist_ok=True)
+        save_file(model.state_dict(), path.with_suffix(".partial"))
+        path.with_suffix(".partial").replace(path)
+    nats, kl = judge(model, validation_N, plan.context, references)
+    quality = dataclasses.asdict(summarize(nats, len(validation_N) - 1, runs.texts.bytes, runs.texts.words))
+    return {
+        "name": job.name,
+        **{k: v for k, v in dataclasses.asdict(job).items() if k != "context"},
+        **quality,
+        **{f"kl_{name}": value for name, value in kl.items()},
+        "seconds": round(seconds, 2),
+        "start_loss": start_loss,
+        **curve,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "commit": commit(),
+    }
+
+
+def _train(
+    model: nn.Module, runs: Runs, job: Job, what: Ingredients, plan: Plan, schedule: Any, references: dict[str, Any]
+) -> dict[str, Any]:
+    from finetune_training import train
+
+    trained = train(
+        model,
+        runs.texts.train_N,
+        runs.texts.validation_N,
+        plan,
+        teacher=None if what.teacher is None else references[what.teacher],
+        hard_label_weight=what.hard_label_weight,
+        schedule=schedule,
+        lambda_fraction=what.lambda_fraction,
+        say=lambda *told: say(f"{job.arm} lr {job.learning_rate:g} seed {job.seed}", *told),
+    )
+    return {
+        "selection_loss": min(trained.selection_losses),
+        "best_step": trained.best_step,
+        "curve_steps": trained.steps,
+        "curve_train": [round(x, 4) for x in trained.train_losses],
+        "curve_validation": [round(x, 4) for x in trained.selection_losses],
+    }
+
+
+def say(what: str, step: int, train_loss: float, validation_loss: float) -> None:
+    print(f"  {what} step {step} train {train_loss:.3f} validation {validation_loss:.3f}", flush=True)
+
+
+def read_lines(path: Path) -> dict[str, dict[str, Any]]:
+    """Name -> result of the lines that are whole; a kill can leave the last one cut."""
+    found: dict[str, dict[str, Any]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            result = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        found[result["name"]] = result
+    return found
+
+
+def add_line(path: Path, result: dict[str, Any]) -> None:
+    """Append a result; a cut line before it is ended first."""
+    is_cut = path.is_file() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
+    with path.open("a", encoding="utf-8") as file:
+        file.write(("\n" if is_cut else "") + json.dumps(result) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def record(
+    arguments: argparse.Namespace,
+    rates: dict[str, float],
+    figures: dict[str, float],
+    best: str,
+    samples: list[dict[str, Any]],
+    runs: list[dict[str, Any]],
+) -> None:
+    from finetune_figures import draw
+    from record import write_result
+
+    hidden = {"data_dir", "work_dir", "quick", "only"}
+    config = {
+        "protocol": (__doc__ or "").split("Protocol. ")[1].replace("\n\n", "\n").replace("\n", " ").strip(),
+        **{name: value for name, value in vars(arguments).items() if name not in hidden},
+        "arms": arguments.only,
+        "learning_rates": rates,
+        "best_recipe": best,
+    }
+    finals = {sample["name"] for sample in samples}
+    tuning = [run for run in runs if run["name"] not in finals]
+    path = write_result("finetune", config, figures, {"samples": samples, "tuning": tuning, "notes": effects(samples)})
+    draw(samples, path.with_suffix(".png"))
+    print(f"written: {path.name} and its picture")
+
+
+if __name__ == "__main__":
+    main()
