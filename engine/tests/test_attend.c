@@ -164,6 +164,10 @@ int main(void) {
             printf("isa %u: not on this machine\n", isa);
             continue;
         }
+        if (k.isa_attend != isa && k.isa_rows != isa) { /* under qemu each round takes half a minute */
+            printf("isa %u: attends as isa %u, tested there\n", isa, k.isa_attend);
+            continue;
+        }
         test_shapes(&k, work);
         test_counts(&k, work);
         test_no_numbers(&k, work);

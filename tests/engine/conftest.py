@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,21 +14,14 @@ from onebit.errors import EngineError
 from onebit.formats import onebit_file
 from onebit.formats.random_model import random_description, random_file
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 @pytest.fixture(scope="session", autouse=True)
-def engine_library() -> Path:
+def engine_library(request: pytest.FixtureRequest) -> Path:
     """The shared library; built into build/engine where it is not there yet."""
     try:
         return _library.library_path()
     except EngineError:
-        cmake = shutil.which("cmake")
-        if cmake is None:
-            pytest.skip("the engine is not built and cmake is not there")
-        build = ROOT / "build" / "engine"
-        subprocess.run([cmake, "-S", ROOT / "engine", "-B", build], check=True, capture_output=True)
-        subprocess.run([cmake, "--build", build, "-j", "2"], check=True, capture_output=True)
+        request.getfixturevalue("native_build")
         return _library.library_path()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -36,10 +37,10 @@ def _tools() -> None:
         pytest.skip(f"needs the packages {', '.join(missing)}")
 
 
-def compile_wasm(output: Path, *arguments: object) -> Path:
-    done = subprocess.run([WASM / "build.sh", output, *map(str, arguments)], capture_output=True, text=True)
+def compile_wasm(output: Path, *arguments: object, objects: Path) -> None:
+    command, environment = [WASM / "build.sh", output, *map(str, arguments)], os.environ | {"OBJECTS": str(objects)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    return output
 
 
 def node(script: str, *arguments: object) -> str:
@@ -49,17 +50,25 @@ def node(script: str, *arguments: object) -> str:
 
 
 @pytest.fixture(scope="module")
-def core(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return compile_wasm(tmp_path_factory.mktemp("wasm") / "onebit.wasm")
+def core(compiled: Callable[..., Path]) -> Path:
+    def make(folder: Path) -> None:
+        compile_wasm(folder / "onebit.wasm", objects=folder / "objects")
+
+    return compiled("wasm", ["clang-16"], make) / "onebit.wasm"
 
 
 @pytest.mark.parametrize("name", [pytest.param("test_kernels", marks=pytest.mark.slow), "test_rows", "test_attend"])
-def test_the_tests_in_c_pass(tmp_path: Path, name: str) -> None:
+def test_the_tests_in_c_pass(core: Path, compiled: Callable[..., Path], name: str) -> None:
     headers = ["-isystem", WASM / "test" / "libc", f"-I{ROOT / 'engine/src'}", f"-I{ROOT / 'engine/src/kernels'}"]
     calls = [f"-fno-builtin-{function}" for function in ("printf", "fprintf", "snprintf")]
     linking = ["-Wl,--export=main", "-Wl,--allow-undefined"]
     sources = [WASM / "test" / "libc" / "libc.c", ROOT / "engine" / "tests" / f"{name}.c"]
-    node("c_test.mjs", compile_wasm(tmp_path / "test.wasm", *headers, *calls, *linking, *sources))
+    arguments = [*map(str, [*headers, *calls, *linking, *sources])]
+
+    def make(folder: Path) -> None:
+        compile_wasm(folder / "test.wasm", *arguments, objects=core.with_name("objects"))
+
+    node("c_test.mjs", compiled(f"wasm-{name}", ["clang-16", *arguments], make) / "test.wasm")
 
 
 @pytest.mark.parametrize("isa", ["scalar", "auto"])

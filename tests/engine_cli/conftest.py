@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,6 @@ from onebit.formats.chat_strings import ChatStrings
 from onebit.formats.random_model import random_description, random_file
 from onebit.formats.tokenizer_binary import compile_tokenizer
 
-ROOT = Path(__file__).resolve().parents[2]
 CHAT = ChatStrings(
     opening="", system_prefix="<|im_start|>system\n", system_suffix="<|im_end|>\n", user_prefix="<|im_start|>user\n",
     user_suffix="<|im_end|>\n", assistant_prefix="<|im_start|>assistant\n", assistant_suffix="<|im_end|>\n",
@@ -25,16 +23,9 @@ CHAT = ChatStrings(
 
 
 @pytest.fixture(scope="session")
-def program() -> Path:
-    """build/engine/onebit-run, up to date; the library that onebit.engine loads is built with it."""
-    cmake = shutil.which("cmake")
-    if cmake is None:
-        pytest.skip("cmake is not there")
-    build = ROOT / "build" / "engine"
-    for command in (["-S", ROOT / "engine", "-B", build], ["--build", build, "-j", "2"]):
-        done = subprocess.run([cmake, *command], capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-    return build / "onebit-run"
+def program(native_build: Path) -> Path:
+    """onebit-run, up to date."""
+    return native_build / "onebit-run"
 
 
 @pytest.fixture(scope="session")

@@ -86,15 +86,16 @@ class CTokenizer:
 
 
 @pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+def library(compiled: Callable[..., Path]) -> ctypes.CDLL:
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         pytest.skip("no C compiler")
-    output = tmp_path_factory.mktemp("tokenizer") / f"tokenizer{sysconfig.get_config_var('SHLIB_SUFFIX') or '.so'}"
+    name = f"tokenizer{sysconfig.get_config_var('SHLIB_SUFFIX') or '.so'}"
     files = [str(ENGINE / "src" / f"{name}.c") for name in SOURCES]
     flags = ["-std=c11", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-ffreestanding"]
-    subprocess.run([compiler, *flags, f"-I{ENGINE / 'include'}", *files, "-o", str(output)], check=True)
-    return ctypes.CDLL(str(output))
+    command = [compiler, *flags, f"-I{ENGINE / 'include'}", *files, "-o"]
+    folder = compiled("tokenizer", command, lambda made: subprocess.run([*command, str(made / name)], check=True))
+    return ctypes.CDLL(str(folder / name))
 
 
 def corpus() -> list[str]:

@@ -28,15 +28,22 @@ flags="-std=c11 -O1 -g -ffp-contract=off -fno-omit-frame-pointer $sanitize -fno-
 wide='_\(avx2\|avxvnni\|avx512\|amx\)\.c$'
 wide_flags=-O0
 [ -z "$libfuzzer" ] || wide_flags=-O1
+jobs=$(getconf _NPROCESSORS_ONLN)
 
+# Compiled again when a source or the command is another than at the last run into this folder.
 objects=objects_${libfuzzer:-no}
-rm -rf "$objects"
-mkdir "$objects"
-# shellcheck disable=SC2086
-(cd "$objects" && ls "$engine"/src/*.c "$engine"/src/kernels/*.c "$here"/*.c | grep -v "$wide" |
-    xargs -n 6 -P 2 $compiler $flags -c)
-# shellcheck disable=SC2086
-(cd "$objects" && ls "$engine"/src/kernels/*.c | grep "$wide" | xargs -n 2 -P 2 $compiler $flags $wide_flags -c)
+state=$({ echo "$compiler $flags $wide_flags"; find "$engine/include" "$engine/src" "$here" -type f | LC_ALL=C sort | xargs cat; } | cksum)
+if [ "$(cat "$objects/complete" 2>/dev/null)" != "$state" ]; then
+    rm -rf "$objects"
+    mkdir "$objects"
+    # The wide kernels take longest and go first, one file a call, so that no processor waits for the other at the end.
+    # shellcheck disable=SC2086
+    (cd "$objects" && ls "$engine"/src/kernels/*.c | grep "$wide" | xargs -n 1 -P "$jobs" $compiler $flags $wide_flags -c)
+    # shellcheck disable=SC2086
+    (cd "$objects" && ls "$engine"/src/*.c "$engine"/src/kernels/*.c "$here"/*.c | grep -v "$wide" |
+        xargs -n 1 -P "$jobs" $compiler $flags -c)
+    echo "$state" > "$objects/complete"
+fi
 python=${PYTHON:-$engine/../.venv/bin/python}
 [ -x "$python" ] || python=python3
 PYTHONPATH="$engine/../src${PYTHONPATH:+:$PYTHONPATH}" "$python" "$here/make_seeds.py" "$folder/seeds"
