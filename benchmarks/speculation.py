@@ -78,7 +78,7 @@ def main() -> None:
     for threads in arguments.threads:
         measure(pair, threads, arguments, figures, samples)
     if not arguments.no_record:
-        config = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
+        config = {key: value.name if isinstance(value, Path) else value for key, value in vars(arguments).items()}
         config |= {"sizes": {name: sizes(Model(pair / f"{name}.1bit")) for name in ("target", "draft")}}
         print(write_result("speculation", config, figures, {"samples": samples}))
 
