@@ -30,7 +30,7 @@ static void embed(const ob_session *s, const ob_place *place, float *x, float *w
     for (uint32_t k = 0; k < m->description.hidden_size; k++) x[k] += work[k];
 }
 
-/* cos and sin of position * theta^(-2i / head_dim) */
+/* cos and sin of position * frequency i, which is theta^(-2i / head_dim) unless the file has its own */
 void ob_rotary_angle(const ob_session *s, uint32_t position, float *cosines, float *sines) {
     for (uint32_t i = 0; i < s->model->description.head_dim / 2; i++) {
         double sine, cosine;

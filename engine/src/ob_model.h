@@ -11,6 +11,7 @@ enum { OB_MAX_COLS = 131072, OB_MAX_VOCAB = 1 << 24, OB_MAX_POSITIONS = 1 << 24,
        OB_MAX_SEQUENCES = 1024 };
 
 enum { OB_KIND_TOKEN_EMBEDDING = 1, OB_KIND_POSITION_EMBEDDING, OB_KIND_FINAL_NORM, OB_KIND_FINAL_NORM_BIAS, OB_KIND_HEAD,
+       OB_KIND_ROPE_FREQUENCIES,
        OB_KIND_ATTENTION_NORM = 16, OB_KIND_ATTENTION_NORM_BIAS, OB_KIND_Q, OB_KIND_K, OB_KIND_V, OB_KIND_O, OB_KIND_Q_NORM,
        OB_KIND_K_NORM, OB_KIND_ATTENTION_SUB_NORM, OB_KIND_MLP_NORM, OB_KIND_MLP_NORM_BIAS, OB_KIND_GATE, OB_KIND_UP,
        OB_KIND_DOWN, OB_KIND_MLP_SUB_NORM, OB_KIND_Q_BIAS = 34, OB_KIND_K_BIAS, OB_KIND_V_BIAS, OB_KIND_O_BIAS,
@@ -33,6 +34,7 @@ struct ob_model {
     ob_description description;
     ob_kernels kernels;
     const float *final_norm, *final_norm_bias; /* [hidden] */
+    const float *rope_frequencies;             /* [head_dim / 2]; NULL: they follow from rope_theta */
     ob_weights token_embedding, position_embedding, head; /* head is a copy of token_embedding when tied */
     ob_layer *layers; /* [num_layers], behind this struct in the arena */
 };

@@ -61,7 +61,7 @@ struct ob_session {
     int32_t *sums_T;              /* [T, num_sums] */
     uint8_t *work;                /* [num_threads, OB_WORK_BYTES] */
     float *cos_T, *sin_T;         /* [T, head_dim / 2] */
-    double *inverse_frequencies;  /* [head_dim / 2] */
+    double *inverse_frequencies;  /* [head_dim / 2]; the file's, or those of rope_theta */
     ob_prepared prepared;
 };
 

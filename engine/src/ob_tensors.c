@@ -27,6 +27,8 @@ static place global_place(ob_model *m, uint32_t kind) {
         return d->norm == OB_NORM_LAYER ? vector_of(&m->final_norm_bias, d->hidden_size) : no_place();
     case OB_KIND_HEAD:
         return d->flags & OB_FLAG_TIED_HEAD ? no_place() : matrix_of(&m->head, d->vocab_size, d->hidden_size);
+    case OB_KIND_ROPE_FREQUENCIES:
+        return d->position == OB_POSITION_ROPE ? vector_of(&m->rope_frequencies, d->head_dim / 2) : no_place();
     default: return no_place();
     }
 }
@@ -176,12 +178,12 @@ static ob_status place_record(ob_model *m, uint32_t index, ob_error *error) {
     return OB_OK;
 }
 
-static int is_optional(uint32_t kind) { return kind >= OB_KIND_Q_BIAS; }
+static int is_optional(uint32_t kind) { return kind == OB_KIND_ROPE_FREQUENCIES || kind >= OB_KIND_Q_BIAS; }
 
 static ob_status check_complete(ob_model *m, ob_error *error) {
     for (uint32_t kind = 1; kind < OB_KIND_ATTENTION_NORM; kind++) {
         place p = global_place(m, kind);
-        if ((p.vector && !*p.vector) || (p.matrix && !p.matrix->data))
+        if (!is_optional(kind) && ((p.vector && !*p.vector) || (p.matrix && !p.matrix->data)))
             return ob_fail(error, OB_ERROR_FORMAT, "the tensor of kind %u is missing", kind);
     }
     for (uint32_t layer = 0; layer < m->description.num_layers; layer++)
@@ -193,12 +195,22 @@ static ob_status check_complete(ob_model *m, ob_error *error) {
     return OB_OK;
 }
 
+/* Angles stay as small as those of a theta from 1 on: sine and cosine are right in that range only. */
+static ob_status check_frequencies(const ob_model *m, ob_error *error) {
+    const uint32_t half = m->rope_frequencies ? m->description.head_dim / 2 : 0;
+    for (uint32_t i = 0; i < half; i++)
+        if (!(m->rope_frequencies[i] > 0.0f && m->rope_frequencies[i] <= 1.0f))
+            return ob_fail(error, OB_ERROR_FORMAT, "rope frequency %u is not a positive number up to 1", i);
+    return OB_OK;
+}
+
 ob_status ob_read_tensors(ob_model *m, ob_error *error) {
     for (uint32_t i = 0; i < m->num_tensors; i++) {
         ob_status status = place_record(m, i, error);
         if (status) return status;
     }
     ob_status status = check_complete(m, error);
+    if (status == OB_OK) status = check_frequencies(m, error);
     if (status == OB_OK && (m->description.flags & OB_FLAG_TIED_HEAD)) m->head = m->token_embedding;
     return status;
 }

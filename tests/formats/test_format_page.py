@@ -42,6 +42,7 @@ def test_kinds_names_and_shapes_cover_every_tensor() -> None:
     listed = {int(kind) for kinds in re.findall(r"^\| ([\d, ]+) \| ", section, re.M) for kind in kinds.split(",")}
     shapes = {"norm": "layernorm", "position": "learned", "qk_norm": True, "sub_norm": True, "tied_head": False}
     plans = list(random_description(**shapes).plan())
+    plans += [plan for plan in random_description(**shapes | {"position": "rope"}).plan() if plan not in plans]
     assert {int(plan.kind) for plan in plans} == listed
     for plan in plans:
         leaf = plan.name.removesuffix(".weight").removesuffix(".bias").rpartition(".")[2]

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from onebit.errors import FormatError
 from onebit.eval.stored_tables import StoredTables
+from onebit.formats.anatomy import blocks_of, is_own
 from onebit.formats.layout import Kind
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ class TorchForm:
         self.name = name
         self.tokenizer = tokenizer
         self.vocab_size: int = config.vocab_size
-        self.context: int = config.max_seq_len
+        self.context: int = config.max_seq_len if is_own(model) else config.max_position_embeddings
         self.bos: int | None = config.bos_token_id
 
     @property
@@ -114,20 +115,19 @@ class TorchForm:
         """As the model computes now: a comparison may have rounded its head's inputs."""
         return frozenset(_activation_quantizers(self.model))
 
-    def _feed(self, ids_T: Ids, **options: bool) -> Any:
+    def _feed(self, ids_T: Ids) -> Any:
         import torch
 
         device = next(self.model.parameters()).device
         ids_BT = torch.as_tensor(np.asarray(ids_T, dtype=np.int64), device=device)[None]
         with torch.inference_mode():
-            return self.model(input_ids=ids_BT, use_cache=False, **options)
+            return self.model(input_ids=ids_BT, use_cache=False)
 
     def logits(self, ids_T: Ids) -> Floats:
         return _array(self._feed(ids_T).logits[0])
 
     def hidden(self, ids_T: Ids) -> Floats:
-        states = self._feed(ids_T, output_hidden_states=True).hidden_states
-        return np.stack([_array(state[0]) for state in states])
+        return self._streams(ids_T)[0]
 
     def stepwise(self, ids_T: Ids, hidden_LTD: Floats) -> tuple[Floats, Floats]:
         """Every layer fed with another form's residual stream: what each makes of the same input.
@@ -136,24 +136,30 @@ class TorchForm:
         [L+1, T, D], and the logits [T, V] of the last state given. No difference is carried from layer to layer, so
         one that shows up belongs to the layer it shows up in.
         """
+        return self._streams(ids_T, hidden_LTD)
+
+    def _streams(self, ids_T: Ids, given_LTD: Floats | None = None) -> tuple[Floats, Floats]:
+        """What reaches each layer and the last norm, and the logits; given_LTD goes into them instead."""
         import torch
 
-        decoder: Any = self.model.model
+        layers, norm = blocks_of(self.model)
         outputs: list[Floats] = []
         hooks = []
 
-        def replace(point: int) -> Callable[..., Any]:
+        def listen(point: int) -> Callable[..., Any]:
             def hook(_module: object, args: tuple[Any, ...]) -> tuple[Any, ...]:
                 x_BTD = args[0]
                 outputs.append(_array(x_BTD[0]))
-                given_BTD = torch.as_tensor(hidden_LTD[point], device=x_BTD.device, dtype=x_BTD.dtype)[None]
+                if given_LTD is None:
+                    return args
+                given_BTD = torch.as_tensor(given_LTD[point], device=x_BTD.device, dtype=x_BTD.dtype)[None]
                 return (given_BTD, *args[1:])
 
             return hook
 
         try:
-            for point, module in enumerate([*decoder.layers, decoder.norm]):
-                hooks.append(module.register_forward_pre_hook(replace(point)))
+            for point, module in enumerate([*layers, norm]):
+                hooks.append(module.register_forward_pre_hook(listen(point)))
             logits_TV = self.logits(ids_T)
         finally:
             for registered in hooks:
@@ -167,9 +173,8 @@ def _array(tensor: torch.Tensor) -> Floats:
 
 
 def _activation_quantizers(model: OneBitForCausalLM) -> set[str]:
-    from onebit.nn import BitLinear
-
-    return {module.activation_quantizer for module in model.modules() if isinstance(module, BitLinear)}
+    found = (getattr(module, "activation_quantizer", None) for module in model.modules())
+    return {name for name in found if name is not None}
 
 
 def open_form(

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
+from onebit.formats.anatomy import table_modules
 from onebit.formats.layout import Kind
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from onebit.formats.stored_tensor import StoredTensor
     from onebit.models import OneBitForCausalLM
 
-__all__ = ["ROUNDED_LEVELS", "StoredTables", "rounded_like"]
+__all__ = ["ROUNDED_LEVELS", "StoredTables", "head_activation_of", "rounded_like"]
 
 ROUNDED_LEVELS = ("float16", "int8", "int4")
 _TABLES = (Kind.TOKEN_EMBEDDING, Kind.POSITION_EMBEDDING, Kind.HEAD)
@@ -44,10 +45,11 @@ class StoredTables:
 
     def rounded(self, model: OneBitForCausalLM) -> dict[str, str]:
         """The tables whose weights the file rounds: not float32, and not those trained at their level."""
+        modules = table_modules(model)
         return {
             name: level
             for name, level in self.levels.items()
-            if level in ROUNDED_LEVELS and getattr(model.get_submodule(name), "weight_quantizer", None) is None
+            if level in ROUNDED_LEVELS and getattr(modules[name], "weight_quantizer", None) is None
         }
 
 
@@ -56,21 +58,42 @@ def rounded_like(model: OneBitForCausalLM, tables: StoredTables) -> Iterator[lis
     """Until the block ends the model has the file's tables and the head its input rounding; yields notes."""
     kept: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
     notes: list[str] = []
-    head, head_activation = model.lm_head, model.lm_head.activation_quantizer
+    modules = table_modules(model)
+    head, head_activation = modules["lm_head"], head_activation_of(model)
+    rounding = None
     try:
         for name, level in tables.rounded(model).items():
-            weight = cast("torch.nn.Parameter", model.get_submodule(name).weight)
+            weight = cast("torch.nn.Parameter", modules[name].weight)
             kept.append((weight, weight.data))
             weight.data = _rounded(weight.data, cast(Literal["float16", "int8", "int4"], level))
             notes.append(f"{name.removeprefix('model.')} is stored as {level}; the checkpoint was rounded likewise")
         if tables.head_activation != head_activation:
-            head.activation_quantizer = cast(Literal["int8", "none"], tables.head_activation)
+            rounding = _round_inputs(head, tables.head_activation)
             notes.append(f"the head's inputs are rounded to {tables.head_activation}; the checkpoint's likewise")
         yield notes
     finally:
+        if rounding is not None:
+            rounding.remove()
         head.activation_quantizer = head_activation
         for weight, original in kept:
             weight.data = original
+
+
+def head_activation_of(model: OneBitForCausalLM) -> str:
+    """What the head's inputs are rounded to: "none" for a plain linear layer."""
+    return str(getattr(table_modules(model)["lm_head"], "activation_quantizer", "none"))
+
+
+def _round_inputs(head: Any, activation: str) -> Any:
+    """Let the head round its inputs; the handle of a hook where it is a plain linear layer, which cannot by itself."""
+    from onebit.nn import BitLinear
+    from onebit.quant import fake_quantize_activations
+
+    head.activation_quantizer = activation
+    if isinstance(head, BitLinear):
+        return None
+    kind = cast(Literal["int8", "none"], activation)
+    return head.register_forward_pre_hook(lambda _, args: (fake_quantize_activations(args[0], kind),))
 
 
 def _rounded(weight_VD: torch.Tensor, level: Literal["float16", "int8", "int4"]) -> torch.Tensor:

@@ -24,7 +24,7 @@ from onebit.errors import DataError, OnebitError
 from onebit.eval.evaluate import Progress, prepare
 from onebit.eval.forms import Ids, TorchForm
 from onebit.eval.perplexity import Window, token_losses, windows
-from onebit.eval.stored_tables import StoredTables, rounded_like
+from onebit.eval.stored_tables import StoredTables, head_activation_of, rounded_like
 from onebit.formats.onebit_file import OneBitFile
 
 __all__ = ["TablesCost", "describe_cost", "held_out_text", "measure_tables", "with_tables_cost"]
@@ -117,7 +117,7 @@ def measure_tables(
     At most `max_tokens`, and about as many as fit into `seconds`. Raises DataError when the checkpoint has no tokenizer
     to read the text with.
     """
-    if not tables.rounded(form.model) and tables.head_activation == form.model.lm_head.activation_quantizer:
+    if not tables.rounded(form.model) and tables.head_activation == head_activation_of(form.model):
         return None
     if form.tokenizer is None:
         raise DataError(f"{form.name} has no tokenizer.json to read a text with")

@@ -46,7 +46,8 @@ def from_checkpoint(
 
 
 def load_model(folder: Path, device: str = "cpu") -> Any:
-    """The OneBitForCausalLM of a checkpoint folder, with every weight that its configuration needs and no other."""
+    """The model of a checkpoint folder with every weight that its configuration needs: a OneBitForCausalLM, or the
+    model of transformers that `onebit sft` or `distill` converted, in float32."""
     if not (folder / "config.json").is_file():
         raise DataError(f"{folder}: no config.json in it; expected a checkpoint folder written by onebit train")
     try:
@@ -57,6 +58,10 @@ def load_model(folder: Path, device: str = "cpu") -> Any:
     from safetensors import SafetensorError
 
     check_device(device)
+    if _is_converted(folder):
+        from onebit.models.converted import load_converted
+
+        return load_converted(folder, dtype="float32").to(device)
     try:
         with _quiet_transformers(folder):
             # Sizes that differ are reported with the names, below, rather than as a table on the terminal.
@@ -75,6 +80,13 @@ def load_model(folder: Path, device: str = "cpu") -> Any:
                 f" {len(names)} {what.replace('_', ' ')} in the weights ({listed})"
             )
     return model.to(device)
+
+
+def _is_converted(folder: Path) -> bool:
+    """Whether config.json records a conversion; a damaged one is for transformers to refuse."""
+    with contextlib.suppress(DataError):
+        return "onebit_conversion" in (_read_json(folder / "config.json") or {})
+    return False
 
 
 @contextlib.contextmanager

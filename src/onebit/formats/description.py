@@ -149,11 +149,15 @@ class ModelDescription:
         return self.mlp in ("swiglu", "relu2_glu")
 
     def plan(self) -> Iterator[TensorPlan]:
-        """Every tensor a file with this description has; biases of projections are the only optional ones."""
+        """Every tensor a file with this description may have: biases of projections are optional, and so are the
+        frequencies of rope, which otherwise follow from rope_theta."""
         hidden, vocab = self.hidden_size, self.vocab_size
         yield TensorPlan("model.embed_tokens.weight", Kind.TOKEN_EMBEDDING, None, vocab, hidden)
         if self.position == "learned":
             yield TensorPlan("model.embed_positions.weight", Kind.POSITION_EMBEDDING, None, self.max_seq_len, hidden)
+        else:
+            half = self.head_dim // 2
+            yield TensorPlan("model.rope.inv_freq", Kind.ROPE_FREQUENCIES, None, 1, half, required=False)
         for layer in range(self.num_layers):
             yield from self._layer_plan(layer)
         yield from self._norm_plan("model.norm", Kind.FINAL_NORM, None)

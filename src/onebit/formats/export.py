@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onebit.errors import ConfigError, FormatError, nearest_name
+from onebit.formats.anatomy import Part, describe_transformers, is_own, parts_of
 from onebit.formats.description import ModelDescription, TensorPlan
 from onebit.formats.export_text import binary_of, chat_strings_of, json_of
 from onebit.formats.layout import RUN_LAYOUT, Activation, Granularity, Kind, Layout
@@ -25,6 +26,8 @@ from onebit.formats.onebit_file import OneBitFile
 from onebit.formats.stored_tensor import StoredTensor
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from onebit.models import OneBitConfig, OneBitForCausalLM
 
 __all__ = [
@@ -60,7 +63,7 @@ class Choices:
 
 
 def from_model(
-    model: OneBitForCausalLM,
+    model: OneBitForCausalLM | PreTrainedModel,
     tokenizer: Any = None,
     *,
     pack_mode: str | None = None,
@@ -71,7 +74,8 @@ def from_model(
     manifest: dict[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> OneBitFile:
-    """Everything of a model as a OneBitFile.
+    """Everything of a model as a OneBitFile: one of ours, or one of transformers with BitLinears (`load_converted`) of
+    the families in `anatomy.FAMILIES`.
 
     ``tokenizer``: a ``tokenizers.Tokenizer``, a fast transformers tokenizer, the JSON text, or None. ``pack_mode``
     says how ternary matrices are packed (``ternary`` 2 bits, ``ternary5`` 1.6 bits); ``binary`` is for models without
@@ -81,16 +85,15 @@ def from_model(
     """
     config: Any = model.config
     choices = check_choices(pack_mode, layout, embedding_level, head_activation)
-    description = describe(config)
+    description = describe(config) if is_own(model) else _describe_other(model)
     if description.tied_head:
         choices = replace(choices, head=Kind.TOKEN_EMBEDDING)
-    modules = dict(model.named_modules())
-    _refuse_unknown_parameters(model, description)
-    plans = list(description.plan())
-    _check_pack_mode(pack_mode, plans, modules)
+    plans, parts = list(description.plan()), parts_of(model, description)
+    _refuse_unknown_parameters(model, plans, parts)
+    _check_pack_mode(pack_mode, plans, parts)
     tensors = {}
     for index, plan in enumerate(plans):
-        tensor = _tensor(plan, modules, choices)
+        tensor = _tensor(plan, parts, choices)
         if tensor is not None:
             tensors[plan.name] = tensor
         if progress is not None:
@@ -111,12 +114,8 @@ def from_model(
 
 def describe(config: OneBitConfig) -> ModelDescription:
     """The MODEL section of a configuration; ConfigError names a field that a file cannot carry."""
-    eos: Any = config.eos_token_id
-    if isinstance(eos, list):
-        if len(eos) > 1:
-            raise ConfigError(f"eos_token_id is {eos}: a .1bit file carries one; keep the one that ends an answer")
-        eos = eos[0] if eos else None
     values: Any = config
+    eos = _one_eos(config)
     try:
         return ModelDescription(
             vocab_size=values.vocab_size,
@@ -144,6 +143,23 @@ def describe(config: OneBitConfig) -> ModelDescription:
         raise ConfigError(f"a .1bit file cannot carry this configuration: {error}") from None
 
 
+def _describe_other(model: Any) -> ModelDescription:
+    try:
+        return describe_transformers(model, _one_eos(model.config))
+    except FormatError as error:
+        raise ConfigError(f"a .1bit file cannot carry this configuration: {error}") from None
+
+
+def _one_eos(config: Any) -> int | None:
+    eos: Any = config.eos_token_id
+    if isinstance(eos, list):
+        if len(eos) > 1:
+            raise ConfigError(f"eos_token_id is {eos}: a .1bit file carries one; keep the one that ends an answer")
+        eos = eos[0] if eos else None
+    found: int | None = eos
+    return found
+
+
 def check_choices(
     pack_mode: str | None, layout: str, embedding_level: str | None, head_activation: str | None
 ) -> Choices:
@@ -160,11 +176,17 @@ def check_choices(
     return Choices(ternary, layout == "run", embedding_level, head_activation)
 
 
-def _refuse_unknown_parameters(model: Any, description: ModelDescription) -> None:
-    known = {plan.name for plan in description.plan()}
-    if description.tied_head:
-        known.add("lm_head.weight")
-    unknown = sorted({name for name, _ in model.named_parameters()} - known)
+def _refuse_unknown_parameters(model: Any, plans: list[TensorPlan], parts: dict[str, Part]) -> None:
+    known = {"lm_head.weight"}  # a tied one may be a copy
+    held = set()
+    for plan in plans:
+        path, _, parameter = plan.name.rpartition(".")
+        known.add(plan.name)
+        held.add(id(getattr(getattr(parts.get(path), "module", None), parameter, None)))
+    own = is_own(model)
+    unknown = sorted(
+        name for name, value in model.named_parameters() if (name not in known if own else id(value) not in held)
+    )
     if unknown:
         names = ", ".join(unknown[:3])
         raise ConfigError(
@@ -172,11 +194,10 @@ def _refuse_unknown_parameters(model: Any, description: ModelDescription) -> Non
         )
 
 
-def _check_pack_mode(pack_mode: str | None, plans: list[TensorPlan], modules: dict[str, Any]) -> None:
+def _check_pack_mode(pack_mode: str | None, plans: list[TensorPlan], parts: dict[str, Part]) -> None:
     """A pack mode that names what the model does not have is a mistake, not a wish to convert."""
-    specs = [
-        getattr(modules.get(plan.name.rpartition(".")[0]), "weight_quantizer", None) for plan in plans if plan.required
-    ]
+    found = [parts.get(plan.name.rpartition(".")[0]) for plan in plans if plan.required]
+    specs = [getattr(part.module, "weight_quantizer", None) for part in found if part is not None]
     levels = Counter("ternary" if spec.is_ternary else spec.quantizer for spec in specs if spec is not None)
     if pack_mode == "binary" and levels["ternary"]:
         raise ConfigError(
@@ -192,12 +213,12 @@ def _check_pack_mode(pack_mode: str | None, plans: list[TensorPlan], modules: di
         )
 
 
-def _tensor(plan: TensorPlan, modules: dict[str, Any], choices: Choices) -> StoredTensor | None:
-    """One tensor of the plan from its module, None for a bias that the model does not have."""
+def _tensor(plan: TensorPlan, parts: dict[str, Part], choices: Choices) -> StoredTensor | None:
+    """One tensor of the plan from its part, None for an optional one that the model does not have."""
     path, _, parameter = plan.name.rpartition(".")
-    module = modules.get(path)
-    value = getattr(module, parameter, None)
-    if value is None:
+    part = parts.get(path)
+    value = None if part is None else part.value(parameter)
+    if part is None or value is None:
         if plan.required:
             raise ConfigError(f"the model has no {plan.name}, which its configuration needs")
         return None
@@ -207,10 +228,11 @@ def _tensor(plan: TensorPlan, modules: dict[str, Any], choices: Choices) -> Stor
         )
     if parameter == "bias" or len(value.shape) == 1 or plan.kind is Kind.POSITION_EMBEDDING:
         return StoredTensor.from_values(plan.name, plan.kind, plan.layer, _floats(value))
-    return _matrix(plan, module, choices)
+    return _matrix(plan, part, choices)
 
 
-def _matrix(plan: TensorPlan, module: Any, choices: Choices) -> StoredTensor:
+def _matrix(plan: TensorPlan, part: Part, choices: Choices) -> StoredTensor:
+    module = part.module
     spec = getattr(module, "weight_quantizer", None)
     is_table = plan.kind in _TABLES
     if is_table and spec is not None:
@@ -220,10 +242,10 @@ def _matrix(plan: TensorPlan, module: Any, choices: Choices) -> StoredTensor:
     if plan.kind is choices.head:
         activation = Activation[(choices.head_activation or _HEAD_ACTIVATION.get(level, "none")).upper()]
     if spec is None:
-        return _float_matrix(plan, module.weight, level, activation)
+        return _float_matrix(plan, part.value("weight"), level, activation)
     if spec.is_float16:
-        return _with_activation(_stored_values(plan, module.weight, Layout.FLOAT16), activation)
-    return _coded(plan, module.quantized(), choices, activation)
+        return _with_activation(_stored_values(plan, part.value("weight"), Layout.FLOAT16), activation)
+    return _coded(plan, part.quantized(), choices, activation)
 
 
 def _check_table_level(plan: TensorPlan, quantizer: str, embedding_level: str | None) -> None:

@@ -43,6 +43,7 @@ class Kind(IntEnum):
     FINAL_NORM = 3
     FINAL_NORM_BIAS = 4
     HEAD = 5
+    ROPE_FREQUENCIES = 6
     ATTENTION_NORM = 16
     ATTENTION_NORM_BIAS = 17
     Q = 18

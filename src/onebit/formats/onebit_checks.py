@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from onebit.errors import FormatError
 from onebit.formats.description import ModelDescription, TensorPlan
 from onebit.formats.layout import Activation, Geometry, Kind, Layout
@@ -48,10 +50,20 @@ def check_model(description: ModelDescription, tensors: Mapping[str, TensorSourc
             known.add(plan.name)
         elif plan.required:
             raise FormatError(f"tensor {plan.name} is missing: the model description needs it")
+    _check_frequencies(tensors)
     for name, tensor in tensors.items():
         if name not in known:
             raise FormatError(f"tensor {name} is unknown to a model of this description")
         check_storage(name, tensor.kind, tensor.geometry, tensor.activation)
+
+
+def _check_frequencies(tensors: Mapping[str, TensorSource]) -> None:
+    tensor = tensors.get("model.rope.inv_freq")
+    if tensor is None or tensor.geometry.layout is not Layout.FLOAT32:  # another layout is refused by itself
+        return
+    values = np.frombuffer(tensor.data, "<f4")[: tensor.shape[1]]
+    if not ((values > 0) & (values <= 1)).all():
+        raise FormatError(f"tensor {tensor.name}: a frequency is not a positive number up to 1")
 
 
 def _check_place(plan: TensorPlan, tensor: TensorSource) -> None:

@@ -58,7 +58,7 @@ def random_file(
     table_layout = _member(Layout, embedding_layout)
     tensors = {}
     for plan in model.plan():
-        if not plan.required and not biases:
+        if plan.kind is Kind.ROPE_FREQUENCIES or (not plan.required and not biases):
             continue
         if plan.kind in _TABLES:
             is_position = plan.kind is Kind.POSITION_EMBEDDING
