@@ -5,7 +5,8 @@
  * product of digits is corrected by the sum of the input codes (ternary: dot - sum, binary: 2 dot - sum).
  *
  * Few tokens: bound by the bytes of the weights. Planes are masked where they lie in the byte and have accumulators of
- * their own, which are shifted down once at the end (exact: all terms of an accumulator are multiples of its weight).
+ * their own, which are shifted down once at the end (exact: all terms of an accumulator are multiples of its weight). One
+ * and two tokens take several blocks of rows in turn, a stream of weights each; some more tokens meet a block in parts.
  * Many tokens: bound by the dot products. Two vectors of rows are unpacked to a panel [steps, 2, LANES, 4] of digits in
  * the work memory, and meet a tile of tokens at a time with all accumulators in registers: a step loads two vectors
  * and broadcasts four codes of each token. The panel is a chunk of K that stays in the first cache.
