@@ -135,7 +135,7 @@ def test_a_converted_model_goes_to_a_file_and_back(tmp_path: Path, kind: str, ro
         shape |= {"intermediate_size": 64, "num_key_value_heads": 1, "tie_word_embeddings": kind == "qwen3"}
     config = AutoConfig.for_model(kind, **shape, **ends)
     conversion = Conversion(group_size=64, sub_norms=True, hadamard_block=16 if rotate else None)
-    model = convert_model(AutoModelForCausalLM.from_config(config), conversion, fit=lambda model: None).eval()
+    model = convert_model(AutoModelForCausalLM.from_config(config), conversion).eval()
     model.save_pretrained(tmp_path / "model")
     file, again = tmp_path / "m.safetensors", tmp_path / "again"
     compress_checkpoint(tmp_path / "model", file)
