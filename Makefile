@@ -18,7 +18,7 @@ demo:  ## train, export and run a ternary model in a few minutes; writes demo/re
 test:  ## the test suite (at most 10 minutes on 2 cores)
 	@tools/bootstrap.sh train,dev
 	@echo "-- running the tests"
-	@$(WITH_TOOLS) $(PY) -m pytest $(PYTEST_ARGS)
+	@$(WITH_TOOLS) $(PY) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 test-slow:  ## the long tests that `make test` leaves out
 	@tools/bootstrap.sh train,dev
