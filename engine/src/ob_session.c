@@ -158,7 +158,8 @@ ob_status ob_session_init(const ob_model *model, const ob_session_options *optio
     memset(s->sequences, 0, s->num_sequences * sizeof *s->sequences);
     for (uint32_t t = 0; t < s->max_batch; t++) s->ones_T[t] = 1.0f;
     for (uint32_t i = 0; i < d->head_dim / 2; i++)
-        s->inverse_frequencies[i] = model->rope_frequencies ? model->rope_frequencies[i] : ob_exp64(-(2.0 * i / d->head_dim) * ob_log64(d->rope_theta));
+        s->inverse_frequencies[i] = model->rope_frequencies ? model->rope_frequencies[i]
+                                                            : ob_exp64(-(2.0 * i / d->head_dim) * ob_log64(d->rope_theta));
     *session = s;
     return OB_OK;
 }

@@ -6,8 +6,7 @@ Prompts are padded on the left, so that every answer begins right after its prom
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +90,9 @@ class AnsweringModel:
     """A causal language model with its tokenizer, of a local folder."""
 
     def __init__(self, folder: Path, *, device: str = "cpu", dtype: str = "auto") -> None:
-        with _quiet_transformers():
+        from onebit.models.quiet import quiet_transformers
+
+        with quiet_transformers():
             self._model, self._tokenizer = _load(folder, dtype)
         self._model = self._model.to(device).eval()
         self._tokenizer.padding_side = "left"
@@ -118,6 +119,8 @@ class AnsweringModel:
         """One answer for each prompt, drawn together; torch's random state is left as it was."""
         import torch
 
+        from onebit.models.quiet import quiet_transformers
+
         encoded = self._tokenizer(
             self._rendered(prompts, sampling),
             return_tensors="pt",
@@ -129,7 +132,7 @@ class AnsweringModel:
         if sampling.temperature > 0:
             drawn |= {"temperature": sampling.temperature, "top_p": sampling.top_p}
         devices = [self._model.device] if self._model.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), torch.inference_mode(), _quiet_transformers():
+        with torch.random.fork_rng(devices), torch.inference_mode(), quiet_transformers():
             torch.manual_seed(seed)
             ids_BL = self._model.generate(
                 **encoded,
@@ -179,19 +182,3 @@ def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
     told = model.generation_config.eos_token_id
     ends = set(told) if isinstance(told, list) else {told}
     return sorted(int(token) for token in ends | {tokenizer.eos_token_id} if token is not None)
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """No loading bars and no advice about settings that are meant, for this while."""
-    from transformers.utils import logging
-
-    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if shown:
-            logging.enable_progress_bar()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ def load_model(folder: Path, device: str = "cpu") -> Any:
     try:
         from onebit.models import OneBitForCausalLM
         from onebit.models.devices import check_device
+        from onebit.models.quiet import quiet_transformers
     except ImportError as error:
         raise MissingExtraError("train", "running a checkpoint") from error
     from safetensors import SafetensorError
@@ -63,7 +64,7 @@ def load_model(folder: Path, device: str = "cpu") -> Any:
 
         return load_converted(folder, dtype="float32").to(device)
     try:
-        with _quiet_transformers(folder):
+        with quiet_transformers(keep_bar=not _loads_in_a_moment(folder)):
             # Sizes that differ are reported with the names, below, rather than as a table on the terminal.
             loaded: Any = OneBitForCausalLM.from_pretrained(
                 folder, output_loading_info=True, ignore_mismatched_sizes=True
@@ -89,22 +90,8 @@ def _is_converted(folder: Path) -> bool:
     return False
 
 
-@contextlib.contextmanager
-def _quiet_transformers(folder: Path) -> Iterator[None]:
-    """No report of keys (ours is one line) and, for weights that load in a moment, no progress bar, for this while."""
-    from transformers.utils import logging
-
-    small = sum(path.stat().st_size for path in folder.glob("*.safetensors")) < _LARGE
-    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.set_verbosity_error()
-    if small and shown:
-        logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if small and shown:
-            logging.enable_progress_bar()
+def _loads_in_a_moment(folder: Path) -> bool:
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors")) < _LARGE
 
 
 def _read_text(path: Path) -> str | None:

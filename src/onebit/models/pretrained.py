@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging as library_logging
 
 from onebit.errors import ConfigError, DataError, nearest_name
+from onebit.models.quiet import quiet_transformers
 
 __all__ = ["DTYPES", "describe_model", "load_causal_lm", "load_tokenizer_of", "read_tensors"]
 
@@ -99,7 +98,7 @@ def _fetch(kind: Any, name: str, revision: str | None, allow_download: bool, wha
     if not is_folder and (path.is_absolute() or name.startswith((".", "~"))):
         raise DataError(f"no folder '{name}'; give a model's folder or its name")
     try:
-        with _quiet():
+        with quiet_transformers():
             return kind.from_pretrained(
                 str(path) if is_folder else name,
                 revision=None if is_folder else revision,
@@ -115,17 +114,3 @@ def _fetch(kind: Any, name: str, revision: str | None, allow_download: bool, wha
                 f"the {what} '{name}' is no folder here and not in the cache; give a folder, or --allow-download"
             ) from error
         raise DataError(f"the {what} '{name}' cannot be loaded: {reason[:300]}") from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No report of keys (ours is one line) and no progress bar for this while."""
-    shown, verbosity = library_logging.is_progress_bar_enabled(), library_logging.get_verbosity()
-    library_logging.set_verbosity_error()
-    library_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        library_logging.set_verbosity(verbosity)
-        if shown:
-            library_logging.enable_progress_bar()
