@@ -7,27 +7,31 @@ DIR holds `wikitext-2/{test,valid}.txt` and `tinyshakespeare/input.txt`. Without
 Protocol. A small Qwen3-shaped float base is trained on one text (--base-data), with its own byte-level BPE, and kept.
 Every arm starts from it and is fine-tuned on another text (--data; with the same name for both, the base gets the
 first half of the training text and the arms the other) for the same number of steps, with the same batches in the
-same order for a seed, the same optimizer, clipping and shape of the schedule. The peak rate is the best of one grid,
-on a seed that is used for nothing else, in shorter runs; arms that differ in group size or tables alone take the rate
-of the arm without. A run is judged at its best checkpoint, chosen on a part of the validation text: its loss over all
-of that text in float32, and KL(float base || arm) and KL(float twin || arm) per token. There is no third split: both
-choices see the validation text, for all arms alike. The twin is the float base fine-tuned for the same steps; as a
-teacher it costs its own steps once more, which the seconds of a student do not hold. Seeds differ in batches; the
-base is one.
+same order for a seed, the same optimizer, clipping and shape of the schedule. The peak rate is the best of one grid
+in shorter runs on a seed that is used for nothing else: from 2e-3, neighbours are tried until the best lies between
+two worse ones; arms that differ in group size or tables alone take the rate of the arm without. A run is judged at
+its best checkpoint, chosen on a part of the validation text: its loss over all of that text in float32, and KL(float
+base || arm) and KL(float twin || arm) per token. There is no third split: both choices see the validation text, for
+all arms alike. The twin is the float base fine-tuned for the same steps; as a teacher or as a start it costs its own
+steps once more, which the seconds of a student do not hold. The best recipe is the best trained arm; the best that
+does not start from the twin is told beside it. Seeds differ in batches; the base is one.
 
 An arm is a name with ingredients: base and float (no conversion), naive (the twin, converted and not trained), ste
 (all at once) and lambda (warm-up over 40 % of the steps), then any of +subnorms +distill (KL to the twin alone)
-+distillbase (half labels, half KL to the base) +rotation +calibrated +g64 +g256 (groups of 128 otherwise) +tables
-(embedding and head too). Each result is added to --work-dir/results.jsonl at once: a benchmark that was killed loses
-the run in flight.
++mixdistill (half labels, half KL to the twin) +twin (starts from it instead of the base) +rotation +calibrated +g64
++g256 (groups of 128 otherwise) +tables (embedding and head too). Each result is added to --work-dir/results.jsonl at
+once: a benchmark that was killed loses the run in flight, and two of them, with --only or --seeds in another order,
+share the work.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import shutil
 import sys
@@ -47,7 +51,8 @@ if TYPE_CHECKING:
     from finetune_training import Ingredients, Plan
 
 DATASETS = ("wikitext2", "tinyshakespeare", "stdlib")
-LEARNING_RATES = (5e-4, 1e-3, 2e-3, 4e-3)
+LEARNING_RATES = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 16e-3)
+SAMPLE_BATCH = 8  # windows of one batch of samples
 TUNING_SEED = 0
 SHAPE: dict[str, Any] = {
     "hidden_size": 256,
@@ -99,7 +104,7 @@ def main() -> None:
     tuned_arms = list(dict.fromkeys(rate_arm(arm) for arm in ["float", *arms] if ingredients_of(arm).trains))
     tunes = len(arguments.lrs) > 1
     finals = arguments.steps * len(arguments.seeds) * sum(ingredients_of(arm).trains for arm in arms)
-    runs.total_steps = finals + tunes * len(tuned_arms) * len(arguments.lrs) * arguments.tune_steps
+    runs.total_steps = finals + tunes * len(tuned_arms) * 3 * arguments.tune_steps  # an arm takes 3 or more
     rates: dict[str, float] = {}
     for arm in tuned_arms:
         rates[arm] = tune(runs, arm, rates, arguments) if tunes else arguments.lrs[0]
@@ -209,6 +214,7 @@ class Runs:
         self.began = time.monotonic()
         arguments.work_dir.mkdir(parents=True, exist_ok=True)
         self.kept = read_lines(self.file)
+        self.starts: dict[str, tuple[Any, Any, float]] = {}
         names = ("data", "optimizer", "calibration_windows")
         told = {name: getattr(arguments, name) for name in names} | {"base": base_key(arguments)}
         self.context = json.dumps(told, sort_keys=True)
@@ -223,6 +229,8 @@ class Runs:
             return self.results[job.name]
         steps = job.steps if ingredients_of(job.arm).trains else 0
         self.done_steps += steps
+        if job.name not in self.kept:
+            self.kept = read_lines(self.file)
         found = self.kept.get(job.name)
         if found is None or (job.arm == "float" and not self.twin_path(job.name).is_file()):
             found = run_job(self, job)
@@ -251,16 +259,27 @@ def job_of(runs: Runs, arm: str, rates: dict[str, float], seed: int, steps: int,
 
 
 def tune(runs: Runs, arm: str, rates: dict[str, float], arguments: argparse.Namespace) -> float:
-    """The rate of the run with the lowest validation loss."""
-    jobs = [job_of(runs, arm, rates, TUNING_SEED, arguments.tune_steps, lr) for lr in arguments.lrs]
-    best = min(jobs, key=lambda job: runs.result(job)["selection_loss"])
-    print(f"{arm}: learning rate {best.learning_rate:g}", flush=True)
-    return best.learning_rate
+    """The rate with the lowest validation loss, found downhill from the middle of the grid."""
+    grid = sorted(arguments.lrs)
+    losses: dict[int, float] = {}
+
+    def loss(i: int) -> float:
+        if not 0 <= i < len(grid):
+            return math.inf
+        if i not in losses:
+            job = job_of(runs, arm, rates, TUNING_SEED, arguments.tune_steps, grid[i])
+            losses[i] = float(runs.result(job)["selection_loss"])
+        return losses[i]
+
+    best = len(grid) // 2
+    while (step := min((0, -1, 1), key=lambda step: loss(best + step))) != 0:
+        best += step
+    print(f"{arm}: learning rate {grid[best]:g}", flush=True)
+    return grid[best]
 
 
 def run_job(runs: Runs, job: Job) -> dict[str, Any]:
     """Convert, train and judge one model."""
-    import torch
     from safetensors.torch import load_file, save_file
 
     from finetune_training import Plan, judge, make_student, processor_seconds
@@ -269,20 +288,16 @@ def run_job(runs: Runs, job: Job) -> dict[str, Any]:
 
     what = ingredients_of(job.arm)
     plan = Plan(learning_rate=job.learning_rate, steps=job.steps, seed=job.seed, optimizer=runs.arguments.optimizer)
-    text_N, validation_N = runs.texts.train_N, runs.texts.validation_N
+    validation_N = runs.texts.validation_N
     references = {"base": runs.base}
     if job.twin is not None:
         references["twin"], _ = make_student(runs.base, ingredients_of("float"), [])
         references["twin"].load_state_dict(load_file(runs.twin_path(job.twin)))
-    began = processor_seconds()
-    generator = torch.Generator().manual_seed(job.seed)
-    starts = torch.randint(len(text_N) - plan.context, (runs.arguments.calibration_windows,), generator=generator)
-    samples = [text_N[None, start : start + plan.context] for start in starts.tolist()]
-    start = runs.base if what.trains or not what.ternary else references["twin"]
-    model, schedule = make_student(start, what, samples)
+    model, schedule, seconds = start_of(runs, job, what, plan, references)
     start_loss = judge(model, validation_N[: 16 * plan.context + 1], plan.context, {})[0] / (16 * plan.context)
+    began = processor_seconds()
     curve = _train(model, runs, job, what, plan, schedule, references) if what.trains else {}
-    seconds = processor_seconds() - began
+    seconds += processor_seconds() - began
     if job.arm == "float":
         path = runs.twin_path(job.name)
         path.parent.mkdir(exist_ok=True)
@@ -303,6 +318,27 @@ def run_job(runs: Runs, job: Job) -> dict[str, Any]:
     }
 
 
+def start_of(runs: Runs, job: Job, what: Ingredients, plan: Plan, references: dict[str, Any]) -> tuple[Any, Any, float]:
+    """(student before its first step, its schedule, seconds of conversion). Rates of one arm share the conversion."""
+    import torch
+
+    from finetune_training import make_student, processor_seconds
+
+    is_twins = what.from_twin or (what.ternary and not what.trains)
+    shared = {"learning_rate": 0.0, "twin": job.twin if is_twins else None}
+    key = dataclasses.replace(job, **shared).name
+    if key not in runs.starts:
+        text_N, generator = runs.texts.train_N, torch.Generator().manual_seed(job.seed)
+        starts_N = torch.randint(len(text_N) - plan.context, (runs.arguments.calibration_windows,), generator=generator)
+        windows = torch.stack([text_N[start : start + plan.context] for start in starts_N.tolist()])
+        began = processor_seconds()
+        model, schedule = make_student(
+            references["twin" if is_twins else "base"], what, list(windows.split(SAMPLE_BATCH))
+        )
+        runs.starts = {key: (model, schedule, processor_seconds() - began)}  # of the last arm alone
+    return copy.deepcopy(runs.starts[key])
+
+
 def _train(
     model: nn.Module, runs: Runs, job: Job, what: Ingredients, plan: Plan, schedule: Any, references: dict[str, Any]
 ) -> dict[str, Any]:
@@ -313,7 +349,7 @@ def _train(
         runs.texts.train_N,
         runs.texts.validation_N,
         plan,
-        teacher=None if what.teacher is None else references[what.teacher],
+        teacher=references["twin"] if what.distills else None,
         hard_label_weight=what.hard_label_weight,
         schedule=schedule,
         lambda_fraction=what.lambda_fraction,

@@ -21,10 +21,11 @@ STARTS: dict[str, dict[str, Any]] = {
 }
 ADDITIONS: dict[str, dict[str, Any]] = {
     "subnorms": {"sub_norms": True},
-    "distill": {"teacher": "twin", "hard_label_weight": 0.0},
-    "distillbase": {"teacher": "base", "hard_label_weight": 0.5},
+    "distill": {"distills": True, "hard_label_weight": 0.0},
+    "mixdistill": {"distills": True, "hard_label_weight": 0.5},
     "rotation": {"hadamard_block": HADAMARD_BLOCK},
     "calibrated": {"calibrated": True},
+    "twin": {"from_twin": True},
     "g64": {"group_size": 64},
     "g256": {"group_size": 256},
     "tables": {"tables": True},
@@ -33,11 +34,12 @@ SAME_RATE = {"g64", "g256", "tables"}  # storage, not training: the rate is that
 
 
 def default_arms() -> list[str]:
-    """Every ingredient by itself on each start that it could suit, then together."""
+    """Every ingredient by itself, then those that could suit each other together."""
     return [
-        *("base", "float", "naive", "naive+calibrated", "ste", "ste+calibrated", "ste+distill", "lambda"),
-        *(f"lambda+{name}" for name in ADDITIONS),
-        *("lambda+distill+rotation", "ste+distill+calibrated", "ste+distill+rotation+calibrated"),
+        *("base", "float", "naive", "naive+calibrated", "ste", "lambda"),
+        *(f"lambda+{name}" for name in ("subnorms", "distill", "rotation", "calibrated", "g64", "g256", "tables")),
+        *("ste+mixdistill", "ste+calibrated", "ste+calibrated+rotation", "ste+calibrated+mixdistill"),
+        *("ste+twin+calibrated", "ste+twin+calibrated+mixdistill"),
     ]
 
 
@@ -57,8 +59,8 @@ def ingredients_of(arm: str) -> Ingredients:
         if clash := sorted(set(told) & set(ADDITIONS[name])):
             raise ValueError(f"'{arm}' sets {clash[0]} twice")
         told |= ADDITIONS[name]
-    if start == "naive" and "teacher" in told:
-        raise ValueError(f"'{arm}' has a teacher, and naive does not train")
+    if start == "naive" and {"distills", "from_twin"} & set(told):
+        raise ValueError(f"'{arm}': naive starts from the twin as it is, and does not train")
     return dataclasses.replace(Ingredients(), **told)
 
 
@@ -75,7 +77,10 @@ def _by_arm(samples: list[dict[str, Any]], key: str = "loss") -> dict[str, list[
 
 
 def figures_of(samples: list[dict[str, Any]]) -> tuple[dict[str, float], str]:
-    """(figures, the best ternary arm). Ratios are of mean losses; gap_closed is of what ste leaves to float."""
+    """(figures, the best trained ternary arm). Ratios are of mean losses; gap_closed is of what ste leaves to float.
+
+    The figures that end in _from_base are of the best arm that does not start from the twin.
+    """
     losses = _by_arm(samples)
     mean = {arm: statistics.fmean(values) for arm, values in losses.items()}
     gap = mean["ste"] - mean["float"]
@@ -91,12 +96,15 @@ def figures_of(samples: list[dict[str, Any]]) -> tuple[dict[str, float], str]:
             figures[f"{name}_over_float"] = round(mean[arm] / mean["float"], 5)
             if gap > 0:
                 figures[f"{name}_gap_closed"] = round((mean["ste"] - mean[arm]) / gap, 5)
-    best = min((arm for arm in mean if arm not in ("base", "float")), key=lambda arm: mean[arm])
-    pairs = zip(losses[best], losses["float"], strict=True)
-    figures["student_over_float"] = round(mean[best] / mean["float"], 5)
-    figures["student_over_float_worst_seed"] = round(max(a / b for a, b in pairs), 5)
-    if gap > 0:
-        figures["gap_closed"] = round((mean["ste"] - mean[best]) / gap, 5)
+    trained = [arm for arm in mean if arm.split("+")[0] in ("ste", "lambda")]
+    best = min(trained, key=lambda arm: mean[arm])
+    best_from_base = min((arm for arm in trained if "twin" not in arm.split("+")), key=lambda arm: mean[arm])
+    for arm, suffix in ((best, ""), (best_from_base, "_from_base")):
+        pairs = zip(losses[arm], losses["float"], strict=True)
+        figures[f"student_over_float{suffix}"] = round(mean[arm] / mean["float"], 5)
+        figures[f"student_over_float_worst_seed{suffix}"] = round(max(a / b for a, b in pairs), 5)
+        if gap > 0:
+            figures[f"gap_closed{suffix}"] = round((mean["ste"] - mean[arm]) / gap, 5)
     return figures, best
 
 

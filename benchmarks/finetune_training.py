@@ -27,7 +27,7 @@ from onebit.quant import WeightQuantizer
 from onebit.train.distill_losses import kl_top_k, top_k_log_probs
 
 EVALUATION_BATCH = 16  # windows scored at once
-NORM_WINDOWS = 16  # added norms are fitted to so many windows, as `onebit sft` does
+NORM_BATCHES = 2  # of the samples; added norms are fitted to 16 windows, as `onebit sft` does
 TOP_K = 64  # of the teacher's probabilities, the default of `onebit distill`
 
 
@@ -51,7 +51,7 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Ingredients:
-    """What an arm does beside fine-tuning. teacher: "twin" (the fine-tuned float model), "base" or None."""
+    """What an arm does beside fine-tuning. The twin, the fine-tuned float model, is what it distils or starts from."""
 
     ternary: bool = True
     trains: bool = True
@@ -61,7 +61,8 @@ class Ingredients:
     calibrated: bool = False
     group_size: int = 128
     tables: bool = False
-    teacher: str | None = None
+    from_twin: bool = False
+    distills: bool = False
     hard_label_weight: float = 1.0
 
 
@@ -85,7 +86,7 @@ def make_float_model(shape: Mapping[str, Any], vocab_size: int) -> nn.Module:
 
 
 def make_student(start: nn.Module, what: Ingredients, samples: list[Tensor]) -> tuple[nn.Module, Schedule | None]:
-    """A copy of the float model `start`, converted; samples: windows [1, T] that norms and codes are fitted to."""
+    """A copy of the float model `start`, converted; samples: batches [B, T] that norms and codes are fitted to."""
     model = copy.deepcopy(start)
     if not what.ternary:
         return model, None
@@ -98,7 +99,7 @@ def make_student(start: nn.Module, what: Ingredients, samples: list[Tensor]) -> 
     )
     if what.tables:
         _quantize_embedding(model, what.group_size)
-    needed = samples if what.calibrated else samples[:NORM_WINDOWS] if what.sub_norms else None
+    needed = samples if what.calibrated else samples[:NORM_BATCHES] if what.sub_norms else None
     convert_model(model, conversion, schedule=schedule, samples=needed, calibrated=what.calibrated)
     return model, schedule
 

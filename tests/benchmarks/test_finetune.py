@@ -47,9 +47,11 @@ def test_figures_are_of_mean_losses(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_name_says_the_ingredients(monkeypatch: pytest.MonkeyPatch) -> None:
     module = load("finetune_figures", monkeypatch)
     what = module.ingredients_of("lambda+distill+g64")
-    assert (what.lambda_fraction, what.teacher, what.group_size) == (0.4, "twin", 64)
+    assert (what.lambda_fraction, what.distills, what.hard_label_weight, what.group_size) == (0.4, True, 0.0, 64)
+    assert not what.from_twin
+    assert module.ingredients_of("ste+twin+mixdistill").from_twin
     assert module.rate_arm("lambda+distill+g64") == "lambda+distill"
-    for wrong in ("lamda", "float+distill", "ste+g64+g256", "naive+distill", "ste+subnorm"):
+    for wrong in ("lamda", "float+distill", "ste+g64+g256", "naive+distill", "naive+twin", "ste+subnorm"):
         with pytest.raises(ValueError, match="'"):
             module.ingredients_of(wrong)
 
