@@ -4,17 +4,17 @@
 
 DIR holds `wikitext-2/{test,valid}.txt` and `tinyshakespeare/input.txt`. Without it the text is the standard library.
 
-Protocol. A small Qwen3-shaped float base is trained on one text (--base-data), with its own byte-level BPE, and kept.
-Every arm starts from it and is fine-tuned on another text (--data; with the same name for both, the base gets the
-first half of the training text and the arms the other) for the same number of steps, with the same batches in the
+Protocol. A small Qwen3-shaped float base is trained on one text (--base-data) and on the first half of the training
+text of another (--data), with its own byte-level BPE, and kept: a model of wider text that has met the domain. Every
+arm starts from it and is fine-tuned on the second half for the same number of steps, with the same batches in the
 same order for a seed, the same optimizer, clipping and shape of the schedule. The peak rate is the best of one grid
-in shorter runs on a seed that is used for nothing else: from 2e-3, neighbours are tried until the best lies between
-two worse ones; arms that differ in group size or tables alone take the rate of the arm without. A run is judged at
-its best checkpoint, chosen on a part of the validation text: its loss over all of that text in float32, and KL(float
-base || arm) and KL(float twin || arm) per token. There is no third split: both choices see the validation text, for
-all arms alike. The twin is the float base fine-tuned for the same steps; as a teacher or as a start it costs its own
-steps once more, which the seconds of a student do not hold. The best recipe is the best trained arm; the best that
-does not start from the twin is told beside it. Seeds differ in batches; the base is one.
+in shorter runs on a seed that is used for nothing else: from the twin's rate on, neighbours are tried until the best
+lies between two worse ones; arms that differ in group size or tables alone take the rate of the arm without. A run is
+judged at its best checkpoint, chosen on a part of the validation text: its loss over all of that text in float32, and
+KL(float base || arm) and KL(float twin || arm) per token. There is no third split: both choices see the validation
+text, for all arms alike. The twin is the float base fine-tuned for the same steps; as a teacher or as a start it
+costs its own steps once more, which the seconds of a student do not hold. The best recipe is the best trained arm;
+the best that does not start from the twin is told beside it. Seeds differ in batches; the base is one.
 
 An arm is a name with ingredients: base and float (no conversion), naive (the twin, converted and not trained), ste
 (all at once) and lambda (warm-up over 40 % of the steps), then any of +subnorms +distill (KL to the twin alone)
@@ -121,7 +121,9 @@ def main() -> None:
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, help="folder with wikitext-2/ and tinyshakespeare/")
-    parser.add_argument("--base-data", choices=DATASETS, help="text of the base; wikitext2, stdlib without a folder")
+    parser.add_argument(
+        "--base-data", choices=DATASETS, help="wider text of the base; wikitext2, stdlib without a folder"
+    )
     parser.add_argument(
         "--data", choices=DATASETS, help="text of fine-tuning; tinyshakespeare, stdlib without a folder"
     )
@@ -163,13 +165,12 @@ def prepare(arguments: argparse.Namespace) -> tuple[Any, Texts]:
     from quality_texts import texts
 
     data_dir = None if arguments.data_dir is None else str(arguments.data_dir)
-    base_text, base_validation = texts(arguments.base_data, data_dir)
-    text, validation = texts(arguments.data, data_dir)
-    if arguments.base_data == arguments.data:
-        base_text, text = base_text[: len(base_text) // 2], text[len(text) // 2 :]
+    whole, validation = texts(arguments.data, data_dir)
+    met, text = whole[: len(whole) // 2], whole[len(whole) // 2 :]
+    base_text = met if arguments.base_data == arguments.data else texts(arguments.base_data, data_dir)[0] + met
     folder = arguments.work_dir / f"base_{base_key(arguments)}"
     if not folder.is_dir():
-        train_base(arguments, base_text, base_validation, folder)
+        train_base(arguments, base_text, validation, folder)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     model: Any = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32)
     train_N, validation_N = (torch.tensor(tokenizer.encode(t).ids) for t in (text, validation))
@@ -178,8 +179,8 @@ def prepare(arguments: argparse.Namespace) -> tuple[Any, Texts]:
 
 def base_key(arguments: argparse.Namespace) -> str:
     """What decides the base, as a short name."""
-    names = ("base_data", "base_steps", "base_lr", "vocab_size", "shape")
-    told = {name: getattr(arguments, name) for name in names} | {"half": arguments.base_data == arguments.data}
+    names = ("base_data", "data", "base_steps", "base_lr", "vocab_size", "shape")
+    told = {name: getattr(arguments, name) for name in names}
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -259,7 +260,7 @@ def job_of(runs: Runs, arm: str, rates: dict[str, float], seed: int, steps: int,
 
 
 def tune(runs: Runs, arm: str, rates: dict[str, float], arguments: argparse.Namespace) -> float:
-    """The rate with the lowest validation loss, found downhill from the middle of the grid."""
+    """The rate with the lowest validation loss, found downhill from the float twin's, or the middle."""
     grid = sorted(arguments.lrs)
     losses: dict[int, float] = {}
 
@@ -271,7 +272,7 @@ def tune(runs: Runs, arm: str, rates: dict[str, float], arguments: argparse.Name
             losses[i] = float(runs.result(job)["selection_loss"])
         return losses[i]
 
-    best = len(grid) // 2
+    best = grid.index(rates["float"]) if "float" in rates else len(grid) // 2
     while (step := min((0, -1, 1), key=lambda step: loss(best + step))) != 0:
         best += step
     print(f"{arm}: learning rate {grid[best]:g}", flush=True)
