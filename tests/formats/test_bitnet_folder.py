@@ -158,6 +158,19 @@ def test_what_a_conversion_recorded_is_used(tmp_path: Path) -> None:
     assert "onebit_conversion" not in json.loads((tmp_path / "bf16" / "config.json").read_text())
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_quantised_tables_become_bfloat16_and_cannot_be_packed(tied: bool, tmp_path: Path) -> None:
+    latents(tmp_path / "latents", tie_word_embeddings=tied)
+    note(tmp_path / "latents", tables=True)
+    convert_to_bf16(tmp_path / "latents", tmp_path / "bf16")
+    before, after = (load(tmp_path / name) for name in ("latents", "bf16"))
+    for get in ("get_input_embeddings", "get_output_embeddings"):
+        expected = fake_quantize(getattr(before, get)().weight, WeightQuantizer()).bfloat16().float()
+        assert torch.equal(getattr(after, get)().weight, expected)
+    with pytest.raises(FormatError, match="its embedding is ternary"):
+        quantize_to_1bit(tmp_path / "latents", tmp_path / "packed")
+
+
 def test_excluded_layers_stay_float_in_a_packed_folder(tmp_path: Path) -> None:
     latents(tmp_path / "latents")
     note(tmp_path / "latents", exclude=["lm_head", "layers.1"])

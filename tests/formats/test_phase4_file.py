@@ -41,7 +41,15 @@ def tiny(kind: str = "llama", *, tied: bool = False) -> Any:
     return transformers.LlamaForCausalLM(config).eval()
 
 
-@pytest.mark.parametrize("arguments", [{}, {"granularity": "per_group", "group_size": 64}, {"quantizer": "binary"}])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"granularity": "per_group", "group_size": 64},
+        {"quantizer": "binary"},
+        {"tables": True, "hadamard_block": 16},
+    ],
+)
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_latents_come_back_as_the_converted_model(tmp_path: Path, kind: str, arguments: dict[str, Any]) -> None:
     model = replace_linear_with_bitlinear(tiny(kind), **arguments)

@@ -73,6 +73,24 @@ def test_latents_of_a_model_that_quantises_itself_become_plain_layers_and_then_o
         describe_model(str(tmp_path))
 
 
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("hadamard_block", [None, 16])
+def test_quantised_tables_come_back_as_they_were_saved(tied: bool, hadamard_block: int | None, tmp_path: Path) -> None:
+    conversion = Conversion(tables=True, hadamard_block=hadamard_block)
+    model = convert_model(llama(tie_word_embeddings=tied), conversion)
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())[CONVERSION_FIELD]["tables"] is True
+    again = load_converted(tmp_path, schedule=Schedule(uses_lambda=True)).eval()
+    assert (again.lm_head.weight is again.model.embed_tokens.weight) == tied
+    assert again.conversion_report == model.conversion_report
+    assert "model.embed_tokens" in again.conversion_report.tables
+    with torch.no_grad():
+        assert torch.equal(again(input_ids=IDS).logits, model.eval()(input_ids=IDS).logits)
+    with pytest.raises(ConfigError, match="--granularity is per_row, but the model was converted with per_group"):
+        Conversion.of(model.config, granularity="per_row")
+    assert not Conversion.of(LlamaConfig(**{CONVERSION_FIELD: {"quantizer": "binary"}})).tables  # recorded before
+
+
 def test_the_dials_are_no_part_of_the_folder_and_come_with_the_schedule(tmp_path: Path) -> None:
     schedule = Schedule(uses_lambda=True)
     model = convert_model(llama(), Conversion(), schedule=schedule)

@@ -88,6 +88,10 @@ RmsnormPostAttn = Annotated[int, typer.Option(help="1: an RMSNorm after each att
 HadamardBlock = Annotated[
     int | None, typer.Option(help="Rotate inputs in blocks of this power of two.", rich_help_panel=_CONVERSION)
 ]
+Tables = Annotated[
+    bool,
+    typer.Option("--tables", help="Quantise embedding and head like the layers.", rich_help_panel=_CONVERSION),
+]
 CalibrationRows = Annotated[
     int, typer.Option(help="Rows to fit codes and scales to at the start.", rich_help_panel=_CONVERSION)
 ]

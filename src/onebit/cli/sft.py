@@ -31,6 +31,7 @@ def sft(
     sub_norms: options.SubNorms = False,
     rmsnorm_post_attn: options.RmsnormPostAttn = 0,
     hadamard_block: options.HadamardBlock = None,
+    tables: options.Tables = False,
     calibration_rows: options.CalibrationRows = 0,
     use_peft: options.UsePeft = False,
     lora_r: options.LoraR = 16,

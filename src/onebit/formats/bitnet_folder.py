@@ -51,6 +51,7 @@ class _Source:
     floats: list[str]  # linear layers that are not read through a quantiser
     spec: WeightQuantizer
     hadamard_block: int | None
+    tables: bool  # whether the embedding is read through the quantiser too
 
 
 def quantize_to_1bit(input_checkpoint_path: str | Path, output_checkpoint_path: str | Path) -> str:
@@ -138,7 +139,10 @@ def _open(folder: Path) -> _Source:
     except (ValueError, KeyError) as error:
         raise DataError(f"{folder}: config.json names no model of transformers: {error}") from None
     exclude = conversion.get("exclude")
-    layers, kept = choose(model, None if exclude is None else list(exclude))
+    tables = bool(conversion.get("tables"))
+    layers, kept = choose(model, None if exclude is None else list(exclude), tables=tables)
+    # A tied weight is stored once, by its first name.
+    stored = {id(layer.weight): name for name, layer in reversed(layers.items())}
     quantizer = WeightQuantizer(
         conversion.get("quantizer", "absmean"),
         conversion.get("granularity", "per_tensor"),
@@ -148,10 +152,11 @@ def _open(folder: Path) -> _Source:
     return _Source(
         folder,
         config,
-        {f"{name}.weight": is_conv1d(layer) for name, layer in layers.items()},
+        {f"{name}.weight": is_conv1d(layers[name]) for name in stored.values()},
         [name for name in kept if isinstance(model.get_submodule(name), nn.Linear)],
         quantizer,
         conversion.get("hadamard_block"),
+        tables,
     )
 
 
@@ -169,6 +174,10 @@ def _check_can_pack(source: _Source) -> None:
         )
     if source.hadamard_block is not None:
         raise FormatError(f"{source.folder}: the model turns its inputs, which no layer of transformers does")
+    if source.tables:
+        raise FormatError(
+            f"{source.folder}: its embedding is ternary, which transformers reads as floats; use --to bf16"
+        )
     conv1d = [name for name, is_transposed in source.linear.items() if is_transposed]
     if conv1d:
         raise FormatError(f"{source.folder}: {conv1d[0]} is a Conv1D, which transformers runs as floats only")

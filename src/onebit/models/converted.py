@@ -9,7 +9,7 @@ are a field of config.json, `onebit_conversion`.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from onebit.errors import ConfigError, DataError, nearest_name
 from onebit.models.pretrained import describe_model, load_causal_lm, read_tensors
-from onebit.nn import Schedule, bit_layers, replace_linear_with_bitlinear
+from onebit.nn import BitEmbedding, BitLinear, Schedule, replace_linear_with_bitlinear
 from onebit.nn.attached_norms import attach_post_attention_norms, attach_sub_norms, attached_norms, fit_norms
 from onebit.nn.hadamard import HadamardRotation, block_size_for
 from onebit.quant import ActivationQuantizer, Granularity, QuantizerName
@@ -36,7 +36,7 @@ _GROUP_SIZE = 128
 class Conversion:
     """How a model's linear layers are read, with the names of `replace_linear_with_bitlinear`.
 
-    exclude: patterns of layers that stay float; None is the head and the embeddings.
+    exclude: patterns of layers that stay float; None is the head and the embeddings, unless `tables` says otherwise.
     """
 
     quantizer: QuantizerName = "absmean"
@@ -47,6 +47,7 @@ class Conversion:
     sub_norms: bool = False
     rmsnorm_post_attn: bool = False
     hadamard_block: int | None = None
+    tables: bool = False
 
     @classmethod
     def of(cls, config: Any, **given: Any) -> Conversion:
@@ -121,6 +122,7 @@ def convert_model(
         rmsnorm_post_attn=conversion.rmsnorm_post_attn,
         hadamard_block=conversion.hadamard_block,
         calibration=samples if calibrated else None,
+        tables=conversion.tables,
     )
     model.register_state_dict_post_hook(_to_own_layout)
     model.register_load_state_dict_pre_hook(_from_own_layout)
@@ -165,7 +167,7 @@ def _complete(model: Any, conversion: Conversion, folder: Path) -> None:
 def _record(model: Any, conversion: Conversion) -> None:
     """Write the conversion into the configuration, and what was added to the model into its report."""
     setattr(model.config, CONVERSION_FIELD, json.loads(json.dumps(asdict(conversion))))
-    rotated = {name: turn.block_size for name, layer in bit_layers(model) if (turn := layer.rotation) is not None}
+    rotated = {name: turn.block_size for name, layer in _converted(model) if (turn := layer.rotation) is not None}
     model.__dict__["conversion_report"] = replace(
         model.conversion_report, norms=tuple(attached_norms(model)), rotated=rotated
     )
@@ -173,10 +175,18 @@ def _record(model: Any, conversion: Conversion) -> None:
 
 def _turn_inputs(model: nn.Module, hadamard_block: int) -> None:
     """Rotate the inputs of the converted layers, whose weights are rotated already."""
-    for _, layer in bit_layers(model):
-        block_size = block_size_for(layer.in_features, hadamard_block)
+    for _, layer in _converted(model):
+        width = layer.weight.shape[1]
+        block_size = block_size_for(width, hadamard_block)
         if block_size > 1:
-            layer.rotation = HadamardRotation(layer.in_features, block_size, device=layer.weight.device)
+            layer.rotation = HadamardRotation(width, block_size, device=layer.weight.device)
+
+
+def _converted(model: nn.Module) -> Iterator[tuple[str, BitLinear | BitEmbedding]]:
+    """(name, layer) of every layer and table that is read through a quantiser."""
+    for name, module in model.named_modules():
+        if isinstance(module, (BitLinear, BitEmbedding)) and module.weight_quantizer is not None:
+            yield name, module
 
 
 def _is_bitnet(config: Any) -> bool:

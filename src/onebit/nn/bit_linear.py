@@ -42,7 +42,7 @@ from onebit.quant import (
 from onebit.quant.exact_latents import latents_from_codes
 from onebit.quant.spec import check_name
 
-__all__ = ["BitLinear", "weight_quantizer_from"]
+__all__ = ["BitLinear", "soft_weight", "weight_quantizer_from"]
 
 ActivationCodes = tuple[Tensor, Tensor]
 
@@ -72,6 +72,17 @@ def weight_quantizer_from(
     if quantizer in ("int8", "int4", "float16"):
         return WeightQuantizer.for_level(quantizer)
     return WeightQuantizer(quantizer, granularity, group_size, center=center)
+
+
+def soft_weight(w_OI: Tensor, spec: WeightQuantizer, schedule: Schedule, ste_scale_factor: float) -> Tensor:
+    """The weight [O, I] as the dials have it, between its floats and its codes times scales; float32."""
+    w_OI = w_OI.float()
+    q_w_OI = straight_through(w_OI, fake_quantize(w_OI, spec), ste_scale_factor)
+    if schedule.uses_soft_codes and has_soft_codes(spec):
+        q_w_OI = torch.where(schedule.soft_alpha > 0, soft_quantize(w_OI, spec, schedule.soft_alpha), q_w_OI)
+    if schedule.uses_lambda:
+        q_w_OI = lambda_mix(w_OI, q_w_OI, schedule.lambda_)
+    return add_arenas_residual(q_w_OI, w_OI, schedule.arenas) if schedule.uses_arenas else q_w_OI
 
 
 class BitLinear(nn.Linear):
@@ -211,20 +222,13 @@ class BitLinear(nn.Linear):
     def _soft_forward(self, x_TI: Tensor) -> Tensor:
         schedule: Schedule = self.__dict__["schedule"]
         assert self.weight_quantizer is not None
-        w_OI = self.weight.float()
-        q_w_OI = straight_through(w_OI, fake_quantize(w_OI, self.weight_quantizer), self.ste_scale_factor)
-        if schedule.uses_soft_codes and has_soft_codes(self.weight_quantizer):
-            soft_OI = soft_quantize(w_OI, self.weight_quantizer, schedule.soft_alpha)
-            q_w_OI = torch.where(schedule.soft_alpha > 0, soft_OI, q_w_OI)
+        q_w_OI = soft_weight(self.weight, self.weight_quantizer, schedule, self.ste_scale_factor)
         q_x_TI = x_TI
         if self.activation_quantizer != "none":
             q_x_TI = fake_quantize_activations(x_TI, self.activation_quantizer).to(x_TI.dtype)
             q_x_TI = straight_through(x_TI, q_x_TI)
         if schedule.uses_lambda:
-            q_w_OI = lambda_mix(w_OI, q_w_OI, schedule.lambda_)
             q_x_TI = lambda_mix(x_TI, q_x_TI, schedule.lambda_)
-        if schedule.uses_arenas:
-            q_w_OI = add_arenas_residual(q_w_OI, w_OI, schedule.arenas)
         return F.linear(q_x_TI.to(self.weight.dtype), q_w_OI.to(self.weight.dtype), self.bias)
 
     def _compute_dtype(self, x: Tensor) -> torch.dtype:

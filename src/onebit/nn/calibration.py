@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from onebit.errors import OnebitError
+from onebit.nn.bit_embedding import BitEmbedding
 from onebit.nn.bit_linear import BitLinear
 from onebit.nn.latents import bit_layers
 from onebit.nn.moments import Call, FloatTwin, Moments, moments_of
@@ -70,7 +71,7 @@ def calibrate(
     try:
         blocks = _blocks(model, names)
         calls = _calls(model, blocks, batches)
-        float_calls = [[copy.copy(call) for call in block_calls] for block_calls in calls]
+        float_calls = _float_calls(model, blocks, batches, calls)
         for done, block in enumerate(blocks):
             twin = FloatTwin([module for module in block.modules() if module in names])
             for group in _same_inputs(block, names, calls[done][0]):
@@ -145,6 +146,23 @@ def _calls(model: nn.Module, blocks: list[nn.Module], batches: list[Any]) -> lis
     if any(len(found) != len(batches) for found in calls):
         raise OnebitError("the model's blocks do not run once for each batch, one after the other: cannot calibrate it")
     return calls
+
+
+def _float_calls(
+    model: nn.Module, blocks: list[nn.Module], batches: list[Any], calls: list[list[Any]]
+) -> list[list[Any]]:
+    """The same calls as the float model makes them: other inputs for the first block where a table is quantised."""
+    tables = [module for module in model.modules() if isinstance(module, BitEmbedding)]
+    if not any(table.weight_quantizer for table in tables):
+        return [[copy.copy(call) for call in block_calls] for block_calls in calls]
+    specs = [table.weight_quantizer for table in tables]
+    try:
+        for table in tables:
+            table.weight_quantizer = None
+        return _calls(model, blocks, batches)
+    finally:
+        for table, spec in zip(tables, specs, strict=True):
+            table.weight_quantizer = spec
 
 
 class _Whole:

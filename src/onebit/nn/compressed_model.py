@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from onebit.nn.bit_embedding import BitEmbedding
 from onebit.nn.bit_linear import BitLinear, weight_quantizer_from
 from onebit.nn.conversion import ConversionReport, replace_linear_with_bitlinear
 from onebit.nn.quantized_state import bits_per_code
@@ -108,13 +109,14 @@ def compression_stats(model: nn.Module) -> dict[str, float]:
     every parameter; scales are counted as stored, and what is not quantised in its own type. quantized_layers,
     quantized_weights, total_weights: counts. zeros: the share of codes that are 0.
     """
-    layers = [module for module in model.modules() if isinstance(module, BitLinear) and module.weight_quantizer]
-    weights = {id(layer.weight): layer for layer in layers}  # a tied weight counts once
+    read = [module for module in model.modules() if isinstance(module, (BitLinear, BitEmbedding))]
+    weights = {id(layer.weight): layer for layer in read if layer.weight_quantizer}  # a tied weight counts once
     kept = {id(p): p for p in model.parameters() if id(p) not in weights}
     kept_bytes = sum(p.numel() * p.element_size() for p in kept.values())
     bits = stored = zeros = 0.0
     for layer in weights.values():
-        spec = layer.quantized_spec()
+        spec = layer.weight_quantizer
+        assert spec is not None
         codes_OI, scale = weight_codes(layer.weight, spec)
         scale_bytes = scale.numel() * (2 if spec.granularity == "per_group" else 4)
         bits += layer.weight.numel() * bits_per_code(spec) + 8 * scale_bytes
@@ -149,7 +151,7 @@ def dequantized_state_dict(model: nn.Module, dtype: torch.dtype = torch.float16)
     for name, tensor in model.state_dict().items():
         owner, _, leaf = name.rpartition(".")
         layer = layers.get(owner)
-        if isinstance(layer, BitLinear) and leaf == "weight" and layer.weight_quantizer is not None:
+        if isinstance(layer, (BitLinear, BitEmbedding)) and leaf == "weight" and layer.weight_quantizer is not None:
             w_OI = fake_quantize(layer.weight, layer.weight_quantizer)
             w_OI = (w_OI if layer.rotation is None else layer.rotation.inverse(w_OI)).to(dtype)
             state[name] = w_OI.t().contiguous() if owner in transposed else w_OI

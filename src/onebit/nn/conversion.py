@@ -1,4 +1,5 @@
-"""Turn the linear layers of any model into BitLinear, in place, and say what was replaced, what was not and why.
+"""Turn the linear layers of any model into BitLinear, in place, and say what was replaced, what was not and why; with
+`tables` its embedding of tokens into a BitEmbedding and its head into a BitLinear too.
 
 A layer changes its class and keeps everything else: parameters, buffers, hooks, device, type, training mode and every
 reference that an optimizer, a tied partner or a hook holds to it.
@@ -18,6 +19,7 @@ from torch import nn
 
 from onebit.errors import ConfigError
 from onebit.nn.attached_norms import attach_post_attention_norms, attach_sub_norms, fit_norms
+from onebit.nn.bit_embedding import BitEmbedding
 from onebit.nn.bit_linear import BitLinear, weight_quantizer_from
 from onebit.nn.calibration import LayerFit, calibrate
 from onebit.nn.convertible import choose, is_conv1d
@@ -41,10 +43,11 @@ DESCRIPTION = "onebit"
 class ConversionReport:
     """What a conversion did to a model, by the dotted names of its layers.
 
-    replaced: now BitLinear; kept: name -> why it is as it was; transposed: those of `replaced` that were Conv1D
-    [I, O] and now hold [O, I], which the model's own class cannot load back; spec and activation_quantizer: what
-    the replaced layers compute with; rotated: name -> block size of those whose inputs are turned; norms: the
-    RMSNorms that were added; fits: name -> errors of those that were calibrated.
+    replaced: now BitLinear, or BitEmbedding; kept: name -> why it is as it was; transposed: those of `replaced` that
+    were Conv1D [I, O] and now hold [O, I], which the model's own class cannot load back; spec and activation_quantizer:
+    what the replaced layers compute with; rotated: name -> block size of those whose inputs are turned (of an
+    embedding: whose rows are); norms: the RMSNorms that were added; fits: name -> errors of those that were calibrated;
+    tables: those of `replaced` that are embeddings.
     """
 
     replaced: tuple[str, ...]
@@ -55,9 +58,12 @@ class ConversionReport:
     rotated: dict[str, int] = field(default_factory=dict)
     norms: tuple[str, ...] = ()
     fits: dict[str, LayerFit] = field(default_factory=dict)
+    tables: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        head = f"{len(self.replaced)} linear layers replaced, {len(self.kept)} kept"
+        tables = f" and {', '.join(self.tables)}" if self.tables else ""
+        count = len(self.replaced) - len(self.tables)
+        head = f"{count} linear layers{tables} replaced, {len(self.kept)} kept"
         return "\n".join([head, *(f"  kept {name}: {why}" for name, why in self.kept.items())])
 
 
@@ -77,6 +83,7 @@ def replace_linear_with_bitlinear(
     rmsnorm_post_attn: bool = False,
     hadamard_block: int | None = None,
     calibration: Iterable[Any] | None = None,
+    tables: bool = False,
 ) -> nn.Module:
     """Make a BitLinear of every linear layer of `model`, in place, and return the same model.
 
@@ -90,6 +97,8 @@ def replace_linear_with_bitlinear(
     hadamard_block: the inputs of the replaced layers are turned in blocks of this power of two or the largest smaller
     one that divides them, and the weights with them (`hadamard`). calibration: batches of what the model is called
     with, to which added norms and the layers' codes and scales are fitted (`calibration.calibrate`); None rounds.
+    tables: the embedding of tokens becomes a BitEmbedding with the layers' quantiser, and the head, which is excluded
+    by no default then, a BitLinear; tied weights stay tied. Calibration leaves both rounded.
     `model.conversion_report` says what was done. Raises OnebitError when a pattern names no module or no layer can be
     replaced, ConfigError for contradictory arguments.
     """
@@ -98,7 +107,7 @@ def replace_linear_with_bitlinear(
         raise ConfigError("quantizer is None, expected the name of a quantiser or a WeightQuantizer")
     if hadamard_block is not None:
         block_size_for(hadamard_block, hadamard_block)  # refuses what is no power of two
-    layers, kept = choose(model, exclude_patterns)
+    layers, kept = choose(model, exclude_patterns, tables=tables)
     return convert_layers(
         model,
         layers,
@@ -133,7 +142,8 @@ def convert_layers(
     hadamard_block: int | None = None,
     calibration: Iterable[Any] | None = None,
 ) -> nn.Module:
-    """Make BitLinears of these layers (by name) of the model, whatever they are called; kept: for the report."""
+    """Make BitLinears of these layers (by name) of the model, whatever they are called, and BitEmbeddings of its
+    embeddings; kept: for the report."""
     transposed = tuple(name for name, module in layers.items() if is_conv1d(module))
     norms = attach_sub_norms(model) if sub_norms else []
     norms += attach_post_attention_norms(model) if rmsnorm_post_attn else []
@@ -143,15 +153,19 @@ def convert_layers(
     if schedule is not None:
         _carry(model, schedule)
     parameters: dict[int, nn.Parameter] = {}
-    for module in layers.values():
-        _become_bitlinear(module, spec, activation_quantizer, ste_scale_factor, schedule, parameters)
+    tables = tuple(name for name, module in layers.items() if isinstance(module, nn.Embedding))
+    for name, module in layers.items():
+        if name in tables:
+            _become_bit_embedding(module, spec, ste_scale_factor, schedule)
+        else:
+            _become_bitlinear(module, spec, activation_quantizer, ste_scale_factor, schedule, parameters)
     rotated = {} if hadamard_block is None else _rotate(layers, hadamard_block)
     _stop_reading_past_forward(model)
     if "conversion_report" not in model.__dict__:
         model.register_state_dict_post_hook(_describe)
     fits = {} if batches is None else calibrate(model, batches)
     report = ConversionReport(
-        tuple(layers), dict(kept or {}), transposed, spec, activation_quantizer, rotated, tuple(norms), fits
+        tuple(layers), dict(kept or {}), transposed, spec, activation_quantizer, rotated, tuple(norms), fits, tables
     )
     model.__dict__["conversion_report"] = report
     return model
@@ -159,14 +173,15 @@ def convert_layers(
 
 @torch.no_grad()
 def _rotate(layers: Mapping[str, nn.Module], hadamard_block: int) -> dict[str, int]:
-    """Turn inputs and weights of the layers; the block size of each that could be turned."""
+    """Turn inputs and weights of the layers, and rows of the tables; the block size of each that could be turned."""
     rotated: dict[str, int] = {}
     turned: set[int] = set()
     for name, module in layers.items():
-        assert isinstance(module, BitLinear)
-        block_size = block_size_for(module.in_features, hadamard_block)
+        assert isinstance(module, (BitLinear, BitEmbedding))
+        width = module.weight.shape[1]
+        block_size = block_size_for(width, hadamard_block)
         if block_size > 1:
-            module.rotation = HadamardRotation(module.in_features, block_size, device=module.weight.device)
+            module.rotation = HadamardRotation(width, block_size, device=module.weight.device)
             if id(module.weight) not in turned:  # a tied weight once
                 module.weight.copy_(module.rotation(module.weight))
                 turned.add(id(module.weight))
@@ -206,6 +221,15 @@ def _become_bitlinear(
     module.__class__ = BitLinear
     for name, value in pattern.__dict__.items():
         module.__dict__.setdefault(name, value)
+
+
+def _become_bit_embedding(
+    module: nn.Module, spec: WeightQuantizer, ste_scale_factor: float, schedule: Schedule | None
+) -> None:
+    module.__class__ = BitEmbedding
+    assert isinstance(module, BitEmbedding)
+    module.weight_quantizer, module.ste_scale_factor, module.rotation = spec, ste_scale_factor, None
+    module.__dict__["schedule"] = schedule
 
 
 def _stop_reading_past_forward(model: nn.Module) -> None:

@@ -1,7 +1,7 @@
 """Which modules of a model can become a BitLinear, and for each linear layer that cannot, why.
 
-A tied weight is changed only if all who read it can be; an embedding cannot. Needs no transformers: its Conv1D and its
-trainable BitNet layer are known by their class names.
+A tied weight is changed only if all who read it can be; an embedding only where tables are asked for. Needs no
+transformers: its Conv1D and its trainable BitNet layer are known by their class names.
 """
 
 from __future__ import annotations
@@ -25,20 +25,29 @@ DEFAULT_EXCLUDE = ("lm_head", "embed")
 _CUSTOMARY = frozenset({"lm_head", "embed", "embedding", "embeddings", "embed_tokens", "embed_out", "wte", "wpe"})
 
 
-def choose(model: nn.Module, exclude_patterns: Sequence[str] | None) -> tuple[dict[str, nn.Module], dict[str, str]]:
+def choose(
+    model: nn.Module, exclude_patterns: Sequence[str] | None, *, tables: bool = False
+) -> tuple[dict[str, nn.Module], dict[str, str]]:
     """(layers to replace, reasons of those kept), both by name.
 
-    Raises OnebitError when a pattern names no module, or when nothing can be replaced and nothing was before.
+    tables: the embedding of tokens and the head too, which no pattern of DEFAULT_EXCLUDE keeps then. Raises OnebitError
+    when a pattern names no module, when nothing can be replaced and nothing was before, or tables cannot.
     """
     names = {module: name for name, module in model.named_modules()}
+    table = _token_embedding(model) if tables else None
     if exclude_patterns is None:
         excluded = _matching(names, DEFAULT_EXCLUDE) | _output_embeddings(model)
+        excluded -= {table, *_output_embeddings(model)} if table is not None else set()
     else:
         _check_patterns(names, exclude_patterns)
         excluded = _matching(names, exclude_patterns)
     kept = {id(module): why for module in names if (why := _why_kept(module, module in excluded))}
-    chosen = [module for module in names if is_linear(module) and id(module) not in kept]
+    if table is not None and (why := _why_table_kept(table, table in excluded)):
+        kept[id(table)] = why
+    chosen = [module for module in names if (is_linear(module) or module is table) and id(module) not in kept]
     _keep_tied(model, chosen, kept)
+    if table is not None and id(table) in kept and table not in excluded:
+        raise OnebitError(f"tables: the embedding {names[table]} cannot be quantised: {kept[id(table)]}")
     layers = {names[module]: module for module in chosen if id(module) not in kept}
     if not layers and not any(isinstance(module, BitLinear) for module in names):
         raise OnebitError(_nothing_to_replace(names, kept))
@@ -77,6 +86,15 @@ def _output_embeddings(model: nn.Module) -> set[nn.Module]:
     return {head} if isinstance(head, nn.Module) else set()
 
 
+def _token_embedding(model: nn.Module) -> nn.Module | None:
+    """The table to quantise; None where it is quantised already."""
+    getter = getattr(model, "get_input_embeddings", None)
+    table = getter() if callable(getter) else None
+    if not isinstance(table, nn.Embedding):
+        raise OnebitError(f"tables: {type(model).__name__} has no nn.Embedding of tokens; convert without tables")
+    return None if getattr(table, "weight_quantizer", None) is not None else table
+
+
 def is_conv1d(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf") and hasattr(module, "nx")
 
@@ -113,6 +131,18 @@ def _why_kept(module: nn.Module, is_excluded: bool) -> str | None:
         return "its weight is empty"
     if "forward" in module.__dict__:
         return "its forward was replaced on the instance; convert before dispatching or patching the model"
+    return None
+
+
+def _why_table_kept(table: nn.Module, is_excluded: bool) -> str | None:
+    if is_excluded:
+        return "excluded by its name"
+    kind = type(table).__name__
+    # Any other class may do more than look up; one of ours has no quantiser here.
+    if type(table) is not nn.Embedding and kind != "BitEmbedding":
+        return f"a subclass of nn.Embedding ({kind}), whose forward may do more"
+    if table.max_norm is not None or table.scale_grad_by_freq or table.sparse:
+        return "it renormalises its rows or their gradients (max_norm, scale_grad_by_freq or sparse)"
     return None
 
 

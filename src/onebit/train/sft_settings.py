@@ -49,7 +49,7 @@ class SftSettings:
 
     model_name_or_path: a folder or a cached model; float, latents (`prequantized`), one that was converted, or one that
     `onebit train` made. dataset_name: a .jsonl, .parquet or .txt file, a folder of them, `stdlib`, or the name of a
-    data set. quantizer to hadamard_block: as `replace_linear_with_bitlinear`; None is the model's recorded conversion,
+    data set. quantizer to tables: as `replace_linear_with_bitlinear`; None is the model's recorded conversion,
     else absmean in groups of 128, or per tensor for latents of BitNet models. calibration_rows: so many rows choose
     codes and scales at the start, instead of rounding. use_peft: train adapters over the frozen ternary model and merge
     them at the end (`lora`); lora_*: as there. max_steps None: num_train_epochs decides. trl: further fields of
@@ -77,6 +77,7 @@ class SftSettings:
     sub_norms: bool = False
     rmsnorm_post_attn: bool = False
     hadamard_block: int | None = None
+    tables: bool = False
     calibration_rows: int = 0
     use_peft: bool = False
     lora_r: int = 16
@@ -157,7 +158,7 @@ class SftSettings:
     def conversion(self) -> dict[str, Any]:
         """The arguments of `Conversion.of`, None where nothing was given."""
         names = ("quantizer", "granularity", "group_size", "activation_quantizer", "exclude", "hadamard_block")
-        switches = {name: getattr(self, name) or None for name in ("sub_norms", "rmsnorm_post_attn")}
+        switches = {name: getattr(self, name) or None for name in ("sub_norms", "rmsnorm_post_attn", "tables")}
         return {**{name: getattr(self, name) for name in names}, **switches}
 
     def deciding(self) -> dict[str, Any]:
