@@ -158,6 +158,18 @@ def test_embedding_and_head_are_int8_and_the_head_reads_int8_unless_asked_otherw
         from_model(model, head_activation="sign")
 
 
+def test_tables_trained_as_codes_keep_them_and_the_head_its_float_inputs() -> None:
+    levels = {"embed_tokens": "binary", "lm_head": "ternary"}
+    model = model_of(bit_width_map=levels, tie_word_embeddings=False)
+    tensors = from_model(model).tensors
+    assert [tensors[f"{name}.weight"].level for name in ("model.embed_tokens", "lm_head")] == list(levels.values())
+    assert tensors["lm_head.weight"].activation.name == "NONE"
+    rounded = from_model(model, head_activation="int8").tensors["lm_head.weight"]
+    assert rounded.activation.name == "INT8"
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        assert np.array_equal(tensors[name].values(), expected_values(model, name))
+
+
 def test_activation_kinds_are_carried() -> None:
     for kind in ("int8", "sign", "none"):
         file = from_model(model_of(activation_quantizer=kind))
@@ -184,8 +196,6 @@ def test_pack_modes_that_do_not_fit_are_refused() -> None:
 def test_what_the_format_cannot_carry_is_named() -> None:
     with pytest.raises(ConfigError, match="eos_token_id"):
         from_model(model_of(eos_token_id=[1, 2]))
-    with pytest.raises(ConfigError, match="bit_width_map gives embed_tokens"):
-        from_model(model_of(bit_width_map={"embed_tokens": "binary"}, tie_word_embeddings=False))
     trained = {"embed_tokens": "int8", "lm_head": "int8"}
     with pytest.raises(ConfigError, match="contradicts"):
         from_model(model_of(bit_width_map=trained), embedding_level="float16")

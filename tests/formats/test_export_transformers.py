@@ -111,7 +111,7 @@ def engine_logits(path: Path) -> np.ndarray:
 
 def difference(model: Any, path: Path, **options: Any) -> np.ndarray:
     """Of torch's logits and the engine's, as shares of the largest; the tables are stored as they are."""
-    write(path, from_model(model, embedding_level="float32", **options))
+    write(path, from_model(model, **{"embedding_level": "float32", **options}))
     expected = logits_of(model)
     return np.abs(engine_logits(path) - expected) / np.abs(expected).max()
 
@@ -143,6 +143,27 @@ def test_added_sub_norms_and_float_layers_are_carried(name: str, tmp_path: Path)
     tensors = read(tmp_path / "m.1bit").tensors
     assert tensors["model.layers.0.mlp.up_proj.weight"].level == "float32"
     assert tensors["model.layers.1.mlp.up_proj.weight"].level == "ternary"
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2"])  # a head of its own, and two tied ones
+@pytest.mark.parametrize("granularity", ["per_tensor", "per_row", "per_group"])
+def test_converted_tables_are_stored_as_they_were_trained(name: str, granularity: str, tmp_path: Path) -> None:
+    size = 64 if granularity == "per_group" else None
+    settings = {"tables": True, "granularity": granularity, "group_size": size}
+    for layout, pack_mode in (("run", "ternary5"), ("exchange", "ternary")):
+        options = {"embedding_level": None, "layout": layout, "pack_mode": pack_mode}
+        exact = converted(name, {**settings, "activation_quantizer": "none"})
+        assert difference(exact, tmp_path / "m.1bit", **options).max() <= FLOAT_MAX
+        rounded = difference(converted(name, settings), tmp_path / "m.1bit", **options)
+        assert np.median(rounded) <= INT8_MEDIAN
+        assert rounded.max() <= INT8_MAX
+    tensors = read(tmp_path / "m.1bit").tensors
+    head = tensors.get("lm_head.weight", tensors["model.embed_tokens.weight"])
+    assert (head.level, head.activation.name) == ("ternary", "INT8")
+    with pytest.raises(
+        ConfigError, match=r"was trained with the quantizer absmean.*--embedding-level int8 contradicts"
+    ):
+        from_model(converted(name, settings), embedding_level="int8")
 
 
 def test_float_conv1d_layers_are_turned(tmp_path: Path) -> None:
@@ -178,7 +199,6 @@ def test_scaled_frequencies_are_those_of_transformers_and_tell(tmp_path: Path) -
         ("gpt2", {"scale_attn_weights": False}, {}, "scale_attn_weights"),
         ("llama", {}, {"hadamard_block": 16}, "hadamard_block"),
         ("llama", {}, {"rmsnorm_post_attn": True}, "rmsnorm_post_attn"),
-        ("llama", {}, {"exclude": ()}, "lm_head was converted too"),
     ],
 )  # fmt: skip
 def test_what_a_file_cannot_carry_is_named(
@@ -221,10 +241,13 @@ def test_frequencies_that_are_none_are_refused_by_both_readers(value: float, tmp
         engine_logits(tmp_path / "m.1bit")
 
 
-def test_a_converted_folder_becomes_a_verified_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("conversion", [{}, {"tables": True}])
+def test_a_converted_folder_becomes_a_verified_file(
+    conversion: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from onebit.cli.main import execute
 
-    converted("qwen3").save_pretrained(tmp_path / "folder")
+    converted("qwen3", conversion).save_pretrained(tmp_path / "folder")
     out = tmp_path / "m.1bit"
     done = execute(["export", "--model-dir", str(tmp_path / "folder"), "--output", str(out)])
     captured = capsys.readouterr()

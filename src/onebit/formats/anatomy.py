@@ -202,9 +202,6 @@ def _refuse_what_differs(model: Any) -> None:
             )
         if getattr(module, "rotation", None) is not None:
             raise ConfigError(f"hadamard_block turns the inputs of {name}; a .1bit file cannot: convert without it")
-    for name, table in table_modules(model).items():
-        if getattr(table, "weight_quantizer", None) is not None:
-            raise ConfigError(f"{name} was converted too; a .1bit file stores it as float, int8 or int4: exclude it")
     norms = {_eps(m) for m in modules.values() if "Norm" in type(m).__name__ and getattr(m, "weight", None) is not None}
     if len(norms) > 1:
         found = " and ".join(f"{eps:g}" for eps in sorted(norms))

@@ -60,6 +60,9 @@ class Choices:
     embedding: str | None  # None: int8 unless the model was trained at another level
     head_activation: str | None  # None: int8 before int8 and int4, none before floats
     head: Kind = Kind.HEAD  # where the head's weights lie: a tied head is the token embedding
+    head_inputs: str = (
+        "none"  # what the head rounded its inputs to in training; kept where it has codes of 1 or 1.58 bits
+    )
 
 
 def from_model(
@@ -80,8 +83,9 @@ def from_model(
     ``tokenizer``: a ``tokenizers.Tokenizer``, a fast transformers tokenizer, the JSON text, or None. ``pack_mode``
     says how ternary matrices are packed (``ternary`` 2 bits, ``ternary5`` 1.6 bits); ``binary`` is for models without
     ternary ones; None takes what the model is. Matrices that ``bit_width_map`` gives another level are stored at that
-    level. Embeddings and head trained as floats are stored at ``embedding_level`` (int8 unless given). The head's
-    inputs are rounded to ``head_activation``: int8 unless given, when its weights are int8 or int4.
+    level, and so are embedding and head of a model that was converted with ``tables``. Embeddings and head trained as
+    floats are stored at ``embedding_level`` (int8 unless given). The head's inputs are rounded to ``head_activation``:
+    int8 unless given, when its weights are int8 or int4; as in training, when they are binary or ternary.
     """
     config: Any = model.config
     choices = check_choices(pack_mode, layout, embedding_level, head_activation)
@@ -89,6 +93,7 @@ def from_model(
     if description.tied_head:
         choices = replace(choices, head=Kind.TOKEN_EMBEDDING)
     plans, parts = list(description.plan()), parts_of(model, description)
+    choices = replace(choices, head_inputs=getattr(parts["lm_head"].module, "activation_quantizer", "none"))
     _refuse_unknown_parameters(model, plans, parts)
     _check_pack_mode(pack_mode, plans, parts)
     tensors = {}
@@ -236,11 +241,12 @@ def _matrix(plan: TensorPlan, part: Part, choices: Choices) -> StoredTensor:
     spec = getattr(module, "weight_quantizer", None)
     is_table = plan.kind in _TABLES
     if is_table and spec is not None:
-        _check_table_level(plan, spec.quantizer, choices.embedding)
+        _check_table_level(plan.name, spec.quantizer, choices.embedding)
     level = spec.quantizer if spec is not None else (choices.embedding or "int8") if is_table else "float32"
     activation = Activation[getattr(module, "activation_quantizer", "none").upper()]
     if plan.kind is choices.head:
-        activation = Activation[(choices.head_activation or _HEAD_ACTIVATION.get(level, "none")).upper()]
+        trained = choices.head_inputs if level in (*_TERNARY, "binary") else _HEAD_ACTIVATION.get(level, "none")
+        activation = Activation[(choices.head_activation or trained).upper()]
     if spec is None:
         return _float_matrix(plan, part.value("weight"), level, activation)
     if spec.is_float16:
@@ -248,14 +254,11 @@ def _matrix(plan: TensorPlan, part: Part, choices: Choices) -> StoredTensor:
     return _coded(plan, part.quantized(), choices, activation)
 
 
-def _check_table_level(plan: TensorPlan, quantizer: str, embedding_level: str | None) -> None:
-    field = f"bit_width_map gives {plan.name.removeprefix('model.').removesuffix('.weight')}"
-    if quantizer not in EMBEDDING_LEVELS:
-        levels = ", ".join(EMBEDDING_LEVELS)
-        raise ConfigError(f"{field} the quantizer {quantizer}; a .1bit file stores embeddings and head as {levels}")
+def _check_table_level(name: str, quantizer: str, embedding_level: str | None) -> None:
     if embedding_level not in (None, quantizer):
         raise ConfigError(
-            f"{field} the level {quantizer} in training; --embedding-level {embedding_level} contradicts it"
+            f"{name} was trained with the quantizer {quantizer} (bit_width_map, or converted with tables); "
+            f"--embedding-level {embedding_level} contradicts it: leave it out"
         )
 
 

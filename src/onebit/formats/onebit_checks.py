@@ -13,18 +13,15 @@ from onebit.formats.stored_tensor import TensorSource
 
 __all__ = ["check_model", "check_storage"]
 
-_TABLE_LAYOUTS = (Layout.FLOAT32, Layout.FLOAT16, Layout.INT8, Layout.INT4)
-_PROJECTIONS = (Kind.Q, Kind.K, Kind.V, Kind.O, Kind.GATE, Kind.UP, Kind.DOWN)
+_MATRICES = (Kind.TOKEN_EMBEDDING, Kind.HEAD, Kind.Q, Kind.K, Kind.V, Kind.O, Kind.GATE, Kind.UP, Kind.DOWN)
 
 
 def check_storage(name: str, kind: Kind, geometry: Geometry, activation: Activation) -> None:
     """Refuse a layout or activation that tensors of this kind do not have."""
     layouts: tuple[Layout, ...] = (Layout.FLOAT32,)
     activations: tuple[Activation, ...] = (Activation.NONE,)
-    if kind in _PROJECTIONS:
+    if kind in _MATRICES:
         layouts, activations = tuple(Layout), tuple(Activation)
-    elif kind in (Kind.TOKEN_EMBEDDING, Kind.HEAD):
-        layouts, activations = _TABLE_LAYOUTS, (Activation.NONE, Activation.INT8)
     elif kind is Kind.POSITION_EMBEDDING:
         layouts = (Layout.FLOAT32, Layout.FLOAT16)
     if geometry.layout not in layouts:
