@@ -57,7 +57,7 @@ class TernarySftTrainer(AtomicCheckpoints, SFTTrainer):
         self.warmup = warmup
         self.code_metrics = CodeMetrics()
         super().__init__(model=model, callbacks=[warmup, self.code_metrics, *(callbacks or [])], **rest)
-        if model.config.model_type != "onebit" and self.processing_class.bos_token_id is None:
+        if model.config.model_type != "onebit" and getattr(self.processing_class, "bos_token_id", None) is None:
             # Qwen's configurations name a BOS that its tokenizers never write; export would start every text with it.
             model.config.bos_token_id = None
 
