@@ -9,12 +9,13 @@ text of another (--data), with its own byte-level BPE, and kept: a model of wide
 arm starts from it and is fine-tuned on the second half for the same number of steps, with the same batches in the
 same order for a seed, the same optimizer, clipping and shape of the schedule. The peak rate is the best of one grid
 in shorter runs on a seed that is used for nothing else: from the twin's rate on, neighbours are tried until the best
-lies between two worse ones; arms that differ in group size or tables alone take the rate of the arm without. A run is
-judged at its best checkpoint, chosen on a part of the validation text: its loss over all of that text in float32, and
-KL(float base || arm) and KL(float twin || arm) per token. There is no third split: both choices see the validation
-text, for all arms alike. The twin is the float base fine-tuned for the same steps; as a teacher or as a start it
-costs its own steps once more, which the seconds of a student do not hold. The best recipe is the best trained arm;
-the best that does not start from the twin is told beside it. Seeds differ in batches; the base is one.
+lies between two worse ones; arms that differ in sub-norms, pure distillation or the start have their own, those that
+differ in anything else share one. A run is judged at its best checkpoint, chosen on a part of the validation text:
+its loss over all of that text in float32, and KL(float base || arm) and KL(float twin || arm) per token. There is no
+third split: both choices see the validation text, for all arms alike. The twin is the float base fine-tuned for the
+same steps; as a teacher or as a start it costs its own steps once more, which the seconds of a student do not hold.
+The best recipe is the best trained arm; the best that does not start from the twin is told beside it. Seeds differ in
+batches; the base is one.
 
 An arm is a name with ingredients: base and float (no conversion), naive (the twin, converted and not trained), ste
 (all at once) and lambda (warm-up over 40 % of the steps), then any of +subnorms +distill (KL to the twin alone)

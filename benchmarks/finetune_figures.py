@@ -30,7 +30,7 @@ ADDITIONS: dict[str, dict[str, Any]] = {
     "g256": {"group_size": 256},
     "tables": {"tables": True},
 }
-SAME_RATE = {"g64", "g256", "tables"}  # storage, not training: the rate is that of the arm without
+SAME_RATE = {"g64", "g256", "tables", "rotation", "calibrated", "mixdistill"}  # the rate is that of the arm without
 
 
 def default_arms() -> list[str]:
