@@ -2,7 +2,8 @@
 
 The Trainer writes file by file into checkpoint-N; killed in between, it would resume from half a checkpoint. Here it
 writes into a hidden folder, which is flushed to the disk and renamed when everything is in it. Optimizer and RNG state
-are read with torch.load(weights_only=True), the rest is safetensors and JSON.
+are read with torch.load(weights_only=True), the rest is safetensors and JSON. Nothing in it but RNG states and the sums
+of the log window knows how many processes wrote it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch.distributed as dist
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from onebit.errors import FormatError
+from onebit.train import sharding
 
 __all__ = ["AtomicCheckpoints", "last_checkpoint", "remove_checkpoints", "remove_leftovers"]
 
@@ -26,6 +28,7 @@ _NAME = re.compile(r"^checkpoint-(\d+)$")
 _STAGING = ".partial-checkpoint"
 _REPLACED = ".replaced-checkpoint"
 _FINAL = ".partial-model"
+_WINDOWS = "loss_window_*.json"
 _NEEDED = ("config.json", "optimizer.pt", "scheduler.pt", "trainer_state.json")
 
 
@@ -102,6 +105,44 @@ class AtomicCheckpoints(Trainer):
             rotate(run, self.args.save_total_limit)
         _wait_for_all()
 
+    def create_accelerator_and_postprocess(self) -> None:
+        """As the Trainer's; FSDP on a CPU too."""
+        super().create_accelerator_and_postprocess()
+        sharding.shard_on_cpu(self)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As the Trainer's; whole weights under FSDP too."""
+        model: Any = self.model
+        if self.is_fsdp_enabled:
+            self._save(output_dir, sharding.whole_weights(model))
+        else:
+            super().save_model(output_dir, _internal_call)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state, schedule = sharding.whole_optimizer(self.optimizer), self.lr_scheduler
+        if self.args.should_save and schedule is not None:
+            torch.save(state, Path(output_dir) / "optimizer.pt")
+            torch.save(schedule.state_dict(), Path(output_dir) / "scheduler.pt")
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if not self.is_fsdp_enabled or checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        schedule = self.lr_scheduler
+        assert schedule is not None
+        sharding.load_optimizer(self.optimizer, _read_state(Path(checkpoint) / "optimizer.pt"))
+        schedule.load_state_dict(_read_state(Path(checkpoint) / "scheduler.pt"))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        loaded: Any = model if model is not None else self.model
+        if self.is_fsdp_enabled:
+            self._issue_warnings_after_load(sharding.load_weights(loaded, Path(resume_from_checkpoint)))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """A checkpoint that lacks weights is an error; a tied weight is stored once and no loss."""
         tied = set(getattr(self.model, "_tied_weights_keys", None) or ())
@@ -128,9 +169,13 @@ class AtomicCheckpoints(Trainer):
 
     def restore_loss_window(self, checkpoint: Path) -> None:
         """Take up the sums that a checkpoint holds; called once the Trainer has set its own to zero."""
-        path = checkpoint / f"loss_window_{self.args.process_index}.json"
-        if path.is_file():
-            self.set_log_window(json.loads(path.read_text(encoding="utf-8")))
+        paths = [checkpoint / f"loss_window_{number}.json" for number in range(len(list(checkpoint.glob(_WINDOWS))))]
+        windows = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+        if len(windows) == self.args.world_size:
+            self.set_log_window(windows[self.args.process_index])
+        elif windows:
+            # Other processes than these wrote it. What is logged is the mean over the processes.
+            self.set_log_window({**windows[0], "sum": sum(window["sum"] for window in windows) / len(windows)})
 
 
 class _Resume(TrainerCallback):
@@ -142,6 +187,12 @@ class _Resume(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
         self.trainer.restore_loss_window(self.checkpoint)
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        state: dict[str, Any] = torch.load(file, "cpu", weights_only=True)
+    return state
 
 
 def publish(staged: Path, target: Path) -> None:

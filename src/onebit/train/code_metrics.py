@@ -14,6 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from onebit.nn import bit_layers
 from onebit.quant import weight_codes
+from onebit.train.sharding import whole
 
 __all__ = ["CodeMetrics", "code_snapshot", "flip_share", "zero_share"]
 
@@ -24,7 +25,7 @@ def code_snapshot(model: nn.Module) -> list[Tensor]:
     snapshot = []
     for _, layer in bit_layers(model):
         assert layer.weight_quantizer is not None
-        codes_OI, _ = weight_codes(layer.weight, layer.weight_quantizer)
+        codes_OI, _ = weight_codes(whole(layer.weight), layer.weight_quantizer)
         snapshot.append(codes_OI.to(torch.int8))
     return snapshot
 

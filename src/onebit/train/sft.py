@@ -32,11 +32,13 @@ from onebit.train.manifest import MANIFEST_NAME, write_json
 from onebit.train.metrics_log import MetricsLog, read_metrics
 from onebit.train.picture import draw_loss_curve
 from onebit.train.preparation import output_folder
+from onebit.train.processes import keep_rows_per_step, rows_per_step
 from onebit.train.progress import ProgressLines, duration
 from onebit.train.recipe import TrainResult, library_bars_off
 from onebit.train.sft_manifest import sft_manifest
 from onebit.train.sft_settings import SftSettings
 from onebit.train.sft_trainer import LambdaWarmup, TernarySftTrainer
+from onebit.train.sharding import share_weights
 from onebit.train.trained_rows import first_texts, rows_fingerprint
 from onebit.train.trl_options import sft_config
 
@@ -81,6 +83,8 @@ def fine_tune(
         on_cpu = settings.device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
         arguments = sft_config(settings, on_cpu=on_cpu, distributed="LOCAL_RANK" in os.environ)
         progress.quiet = progress.quiet or arguments.process_index != 0
+        if settings.resume and (changed := keep_rows_per_step(arguments, settings.output_dir)):
+            progress.say(changed)
         tokenizer = _tokenizer(settings)
         with arguments.main_process_first(local=False):
             rows = _rows(settings, tokenizer)
@@ -88,6 +92,7 @@ def fine_tune(
         if arguments.eval_strategy != "no" and rows.validation is None:
             raise ConfigError("--eval-strategy needs validation rows: give --val-data or a --val-fraction above 0")
         model = prepare_model(settings, rows, tokenizer, arguments.device)
+        share_weights(model, arguments.device)
         if settings.use_peft:
             model = _adapted(model, settings)
         _settle_blocks(arguments, model, rows, progress)
@@ -262,7 +267,7 @@ def _make(
 
 
 def _identity(settings: SftSettings, trainer: TernarySftTrainer, fingerprint: str) -> dict[str, Any]:
-    return {"data": fingerprint, **settings.deciding(), "processes": trainer.args.world_size}
+    return {"data": fingerprint, **settings.deciding(), "rows_per_step": rows_per_step(trainer.args)}
 
 
 def _claimed(settings: SftSettings, trainer: TernarySftTrainer, fingerprint: str) -> Path | None:
@@ -283,7 +288,8 @@ def _start_over(settings: SftSettings, trainer: TernarySftTrainer, fingerprint: 
             remove_checkpoints(folder)
             for path in (folder / MANIFEST_NAME, *folder.glob("model*.safetensors*")):
                 path.unlink(missing_ok=True)
-            record(folder, _identity(settings, trainer, fingerprint), settings.max_steps or 0)
+            about = {**_identity(settings, trainer, fingerprint), "processes": trainer.args.world_size}
+            record(folder, about, settings.max_steps or 0)
 
 
 def _finish(
@@ -297,6 +303,7 @@ def _finish(
     """Evaluate, write model, tokenizer, manifest and picture, and say where they are."""
     steps, max_steps, folder = trainer.state.global_step, trainer.state.max_steps, settings.output_dir
     signal = stop.caught if steps < max_steps else None
+    trainer.accelerator.wait_for_everyone()  # the first process wrote the metrics, and all decide by them
     metrics: dict[str, float] = {}
     for entry in read_metrics(folder):
         metrics.update(entry)

@@ -39,8 +39,10 @@ _TRL_FIELDS = (
 _NOT_DECIDING = frozenset(
     {"output_dir", "cache_dir", "logging_steps", "save_strategy", "save_steps", "keep_checkpoints", "report_to"}
     | {"resume", "device", "threads", "quiet", "allow_download", "val_data", "gradient_checkpointing"}
-    | {"teacher_cache_dir"}
+    | {"teacher_cache_dir", "per_device_train_batch_size", "gradient_accumulation_steps"}  # rows_per_step decides
 )
+# Of TRL's fields: how processes work together, and what is read ahead.
+_NOT_DECIDING_OF_TRL = frozenset({"fsdp", "fsdp_config", "ddp_timeout", "ddp_bucket_cap_mb", "dataloader_num_workers"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,8 +164,10 @@ class SftSettings:
         return {**{name: getattr(self, name) for name in names}, **switches}
 
     def deciding(self) -> dict[str, Any]:
-        """The settings that decide the losses, as JSON values."""
-        return {name: value for name, value in self.as_dict().items() if name not in _NOT_DECIDING}
+        """The settings that decide the losses, as JSON values; the rows of a step beside them."""
+        values = {name: value for name, value in self.as_dict().items() if name not in _NOT_DECIDING}
+        trl = {name: value for name, value in values["trl"].items() if name not in _NOT_DECIDING_OF_TRL}
+        return {**values, "trl": trl}
 
     def as_dict(self) -> dict[str, Any]:
         """All settings as JSON values, for the manifest."""
