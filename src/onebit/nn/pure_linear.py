@@ -1,0 +1,228 @@
+"""Pure1BitLinear: a linear layer whose weight is codes all the way through training (pure training).
+
+What shaped it: no float of the weight's size may outlive the layer's own computation. So the forward pass unpacks the
+codes and drops them, the backward pass unpacks them again, and the gradient of the weight is handed to the weight's
+counters where it is computed; autograd sees gradients for the inputs, the scale and the bias only. Codes change in the
+optimizer's step alone, so checkpointing, shared weights and several backward passes all see one weight.
+
+Shape suffixes: T tokens (any leading dimensions), I inputs, O outputs, G groups of inputs.
+"""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from onebit.errors import ConfigError, OnebitError
+from onebit.nn.bit_linear import weight_quantizer_from
+from onebit.nn.hadamard import HadamardRotation
+from onebit.nn.pure_storage import unpack_codes
+from onebit.nn.pure_weight import PureWeight, attached_weight
+from onebit.quant import (
+    ActivationQuantizer,
+    Granularity,
+    Quantized,
+    QuantizerName,
+    WeightQuantizer,
+    activation_codes,
+)
+from onebit.quant.counters import CounterName, counter_named
+from onebit.quant.spec import check_name
+
+__all__ = ["Pure1BitLinear", "check_pure_spec"]
+
+
+def check_pure_spec(spec: WeightQuantizer | None) -> WeightQuantizer:
+    """The quantiser, when pure training knows its codes; ConfigError for a float layer and for more than two bits."""
+    if spec is None or not (spec.is_ternary or spec.quantizer == "binary"):
+        given = None if spec is None else spec.quantizer
+        raise ConfigError(f"quantizer is {given!r}, but pure training has ternary and binary codes only")
+    return spec
+
+
+class Pure1BitLinear(nn.Module):
+    """y = x W^T + bias with W = codes * scale; ternary or binary codes with integer counters, no float weight.
+
+    quantizer, granularity, group_size: how latents become codes, as `BitLinear`. counter: "int8" (1 byte a weight),
+    "int4" (half a byte) or "none". activation_quantizer: "int8" (per token), "sign" or "none". The first codes are
+    those of the latents that nn.Linear would begin with. `weight` is a `PureWeight`, which an optimizer made by
+    `create_pure1bit_optimizer` trains; without one, gradients reach inputs, scale and bias and the codes stay.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        quantizer: WeightQuantizer | QuantizerName = "absmean",
+        granularity: Granularity = "per_tensor",
+        group_size: int | None = None,
+        activation_quantizer: ActivationQuantizer = "int8",
+        counter: CounterName = "int8",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        for name, size in (("in_features", in_features), ("out_features", out_features)):
+            if size < 1:
+                raise ConfigError(f"{name} is {size}, expected a positive number")
+        check_name("activation_quantizer", activation_quantizer, get_args(ActivationQuantizer))
+        spec = check_pure_spec(weight_quantizer_from(quantizer, granularity, group_size))
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.activation_quantizer: ActivationQuantizer = activation_quantizer
+        self.rotation: HadamardRotation | None = None  # of a BitLinear that this layer was
+        self.weight = PureWeight(in_features, out_features, spec, counter_named(counter), device)
+        start = nn.Linear(in_features, out_features, bias, device=device, dtype=dtype)
+        self.bias = start.bias
+        if not start.weight.is_meta:
+            self.weight.set_latents(start.weight.detach())
+
+    def forward(self, x_TI: Tensor) -> Tensor:
+        """[T, I] -> [T, O], in autocast's type when it is on and the inputs' otherwise."""
+        if x_TI.ndim == 1:
+            result: Tensor = self.forward(x_TI.unsqueeze(0)).squeeze(0)
+            return result
+        if self.rotation is not None:
+            x_TI = self.rotation(x_TI)
+        dtype = self._compute_dtype(x_TI)
+        w = self.weight
+        if self.activation_quantizer == "none":
+            codes_TI, scale_T1 = x_TI.detach().to(dtype), None
+        else:
+            codes_TI, scale_T1 = activation_codes(x_TI, self.activation_quantizer)
+        y_TO: Tensor = _PureLinear.apply(  # type: ignore[no-untyped-call]
+            x_TI,
+            w.log_scale,
+            w.codes,
+            codes_TI,
+            scale_T1,
+            self.in_features,
+            w.spec.group_size or 0,
+            w.is_binary,
+            w.handle,
+            dtype,
+        )
+        return y_TO if self.bias is None else y_TO + self.bias.to(dtype)
+
+    def quantized(self) -> Quantized:
+        """Codes and scales of the weight as they are exported."""
+        return self.weight.quantized()
+
+    def extra_repr(self) -> str:
+        has_bias = self.bias is not None
+        return f"{self.in_features}, {self.out_features}, bias={has_bias}, activations={self.activation_quantizer}"
+
+    def _compute_dtype(self, x: Tensor) -> torch.dtype:
+        device, dtype = x.device.type, x.dtype
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+        if dtype == torch.float16 and self.weight.handle and torch.is_grad_enabled():
+            raise OnebitError(
+                "pure training was given float16, whose loss scaling skips steps after their gradients were deposited; "
+                "use bfloat16 (--bf16) or float32"
+            )
+        return dtype
+
+
+class _PureLinear(torch.autograd.Function):
+    """x and log_scale receive gradients; the weight's goes to its counters."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_TI: Tensor,
+        log_scale: Tensor,
+        packed_OB: Tensor,
+        x_codes_TI: Tensor,
+        x_scale_T1: Tensor | None,
+        cols: int,
+        group_size: int,
+        is_binary: bool,
+        handle: int,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        ctx.cols, ctx.group_size, ctx.is_binary, ctx.handle = cols, group_size, is_binary, handle
+        ctx.dtype, ctx.x_dtype = dtype, x_TI.dtype
+        kept_TI = x_codes_TI if x_scale_T1 is None else x_codes_TI.to(torch.int8)
+        ctx.save_for_backward(log_scale, packed_OB, kept_TI, x_scale_T1)
+        scale = _scale(log_scale)
+        w_OI = unpack_codes(packed_OB, cols, is_binary=is_binary).to(dtype)
+        if scale.ndim == 2:
+            w_OI, scale = w_OI * _columns(scale, group_size, cols).to(dtype), scale.new_ones(())
+        if dtype == torch.float16 and x_scale_T1 is not None:
+            # Sums of int8 codes can pass float16's 65504; a power of two moves them into range without rounding.
+            x_codes_TI, x_scale_T1 = x_codes_TI * 2.0**-7, x_scale_T1 * 2.0**7
+        sums_TO = F.linear(x_codes_TI.to(dtype), w_OI)
+        return (sums_TO * (scale if x_scale_T1 is None else scale * x_scale_T1)).to(dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_TO: Tensor) -> tuple[Tensor | None, ...]:
+        log_scale, packed_OB, x_codes_TI, x_scale_T1 = ctx.saved_tensors
+        w_OI = unpack_codes(packed_OB, ctx.cols, is_binary=ctx.is_binary).to(ctx.dtype)
+        grad_x = grad_scale = None
+        if ctx.handle or ctx.needs_input_grad[1]:
+            g_TO = grad_TO if x_scale_T1 is None else grad_TO * x_scale_T1
+            g_TO = g_TO.to(ctx.dtype).flatten(0, -2)
+            x_TI = x_codes_TI.to(ctx.dtype).flatten(0, -2)
+            grad_scale = torch.ops.onebit.pure_weight_gradient(g_TO, x_TI, w_OI, log_scale, ctx.group_size, ctx.handle)
+        if ctx.needs_input_grad[0]:
+            scale = _scale(log_scale)
+            q_OI = w_OI * (_columns(scale, ctx.group_size, ctx.cols) if scale.ndim == 2 else _rows(scale))
+            grad_x = (grad_TO.to(ctx.dtype) @ q_OI.to(ctx.dtype)).to(ctx.x_dtype)
+        return grad_x, grad_scale, None, None, None, None, None, None, None, None
+
+
+def _weight_gradient(
+    g_TO: Tensor, x_TI: Tensor, w_OI: Tensor, log_scale: Tensor, group_size: int, handle: int
+) -> Tensor:
+    """Compute dL/dW, hand it to the attached weight's counters, and return the gradient of log_scale.
+
+    What it changes is read by the optimizer's step alone, so that to a compiler it is a function.
+    """
+    g_OI = g_TO.t() @ x_TI
+    weight = attached_weight(handle)
+    if weight is not None:
+        weight.take(g_OI)
+    products_OI = g_OI.float().mul_(w_OI)
+    scale = _scale(log_scale)
+    if scale.ndim == 0:
+        return products_OI.sum() * scale
+    if scale.ndim == 1:
+        return products_OI.sum(1) * scale
+    groups = scale.shape[1]
+    padded = F.pad(products_OI, (0, groups * group_size - w_OI.shape[1]))
+    sums_OG: Tensor = padded.unflatten(1, (groups, group_size)).sum(2)
+    return sums_OG * scale
+
+
+# torch.library.custom_op would say this in one decorator, and import the whole compiler at the first call.
+_LIBRARY = torch.library.Library("onebit", "DEF")
+_LIBRARY.define(
+    "pure_weight_gradient(Tensor g, Tensor x, Tensor w, Tensor log_scale, SymInt group_size, SymInt handle) -> Tensor"
+)
+_LIBRARY.impl("pure_weight_gradient", _weight_gradient, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("onebit::pure_weight_gradient")
+def _(g_TO: Tensor, x_TI: Tensor, w_OI: Tensor, log_scale: Tensor, group_size: int, handle: int) -> Tensor:
+    return torch.empty_like(log_scale)
+
+
+def _scale(log_scale: Tensor) -> Tensor:
+    """The scale as it is exported, in float32: per group it is rounded to float16."""
+    scale = log_scale.float().exp()
+    return scale.half().float() if scale.ndim == 2 else scale
+
+
+def _rows(scale: Tensor) -> Tensor:
+    return scale.unsqueeze(-1) if scale.ndim else scale
+
+
+def _columns(scale_OG: Tensor, group_size: int, cols: int) -> Tensor:
+    return scale_OG.repeat_interleave(group_size, dim=1)[:, :cols]

@@ -1,0 +1,160 @@
+"""The optimizer of pure training: AdamW for what is a float, deposits and moves for codes.
+
+What shaped it: it must be a torch optimizer to transformers, TRL, accelerate and every scheduler, so the rate of the
+codes is read from the `lr` of a group whenever it is needed, and backward passes need nothing but the weights. A
+gradient is deposited in the backward pass when a step has one; when it has several, they are summed and deposited in
+`step`, as one large batch would be. Whether it has several is seen in the first step, which therefore sums in any case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, Protocol, get_args
+
+import torch
+from torch import Tensor
+
+from onebit.errors import ConfigError, OnebitError
+from onebit.optim.pure_deposit import eta_from_lr
+from onebit.quant.spec import check_name
+
+__all__ = ["Accumulation", "FiringWeight", "Pure1BitOptimizer"]
+
+Accumulation = Literal["sum", "deposit"]
+
+
+class FiringWeight(Protocol):
+    """A matrix of codes with counters; `onebit.nn.PureWeight` is one."""
+
+    log_scale: torch.nn.Parameter
+    mean_magnitude: Tensor
+    is_binary: bool
+    received: int  # gradients since the last step
+
+    def attach(self, driver: Any, tensor: int) -> None: ...
+    def detach(self) -> None: ...
+    def settle(self) -> None: ...
+    def forget(self) -> None: ...
+    def fire(self) -> None: ...
+
+
+class Pure1BitOptimizer(torch.optim.AdamW):
+    """AdamW for the parameters of `groups`; the weights' scales are a group of their own without decay.
+
+    weights: number among the random numbers -> weight. lr: AdamW's rate. eta: the share of the threshold that an update
+    of size 1 deposits, at the rate `lr`; None: 2 lr / mean|W| of each matrix (lr / mean|W| for binary). Both follow the
+    `lr` of their group, so that any scheduler drives them together.
+
+    gradient_accumulation_steps: backward passes in a step; None finds out in the first step whether it is more than
+    one. accumulation: "sum" adds up a step's gradients in bfloat16 and deposits them once; "deposit" deposits each of
+    them as it comes, with eta / sqrt(steps): no memory, and a little worse.
+
+    `zero_grad` drops a step's sum as it drops gradients. Codes, counters and moments are in the model's state_dict.
+    """
+
+    def __init__(
+        self,
+        groups: Iterable[dict[str, Any]],
+        weights: Mapping[int, FiringWeight],
+        lr: float = 1e-4,
+        *,
+        eta: float | None = None,
+        betas: tuple[float, float] = (0.9, 0.98),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        seed: int = 0,
+        gradient_accumulation_steps: int | None = None,
+        accumulation: Accumulation = "sum",
+    ) -> None:
+        _check(lr, eta, seed, gradient_accumulation_steps, accumulation)
+        steps = gradient_accumulation_steps
+        scales = {
+            "params": [weight.log_scale for weight in weights.values()],
+            "weight_decay": 0.0,
+            "pure": True,
+            "peak_lr": lr,
+            "eta": eta,
+            "seed": seed,
+            "accumulation": accumulation,
+            "gradient_accumulation_steps": steps,
+            "sums": None if steps is None else steps > 1,
+        }
+        self._weights = dict(weights)
+        super().__init__([*groups, scales], lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+        for number, weight in self._weights.items():
+            weight.attach(self, number)
+
+    @property
+    def weights(self) -> tuple[Any, ...]:
+        """The matrices of codes that this optimizer moves."""
+        return tuple(self._weights.values())
+
+    @property
+    def seed(self) -> int:
+        """Of the random numbers that deposits are rounded with."""
+        return int(self._pure_group()["seed"])
+
+    def eta(self, weight: FiringWeight) -> Tensor:
+        """The share of the threshold that an update of size 1 deposits into this weight now, float32 []."""
+        group = self._pure_group()
+        if group["eta"] is None:
+            eta = eta_from_lr(group["lr"], weight.mean_magnitude, is_binary=weight.is_binary)
+        else:
+            eta = torch.full_like(weight.mean_magnitude, group["eta"] * group["lr"] / group["peak_lr"])
+        if group["accumulation"] == "deposit":
+            eta = eta / (group["gradient_accumulation_steps"] or 1) ** 0.5
+        return eta
+
+    def deposits_at_once(self, weight: FiringWeight) -> bool:
+        """Whether the gradient that this weight received is deposited in the backward pass; False: it is summed."""
+        group = self._pure_group()
+        if group["accumulation"] == "deposit":
+            return True
+        if group["sums"] is False and weight.received > 1:
+            raise OnebitError(
+                "a second gradient came before the optimizer's step, after the first was deposited; give "
+                "gradient_accumulation_steps to create_pure1bit_optimizer: the number of backward passes in a step, "
+                "or 2 for a model that uses a layer more than once"
+            )
+        return group["sums"] is False
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """AdamW's step, then deposit what was summed and move the codes whose counters are full."""
+        loss: float | None = super().step(closure)
+        group = self._pure_group()
+        received = max((weight.received for weight in self._weights.values()), default=0)
+        for weight in self._weights.values():
+            weight.settle()
+            weight.fire()
+        if group["sums"] is None and received:
+            group["sums"] = received > 1
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As every optimizer; a sum of gradients that no step deposited is dropped too."""
+        super().zero_grad(set_to_none)
+        for weight in self._weights.values():
+            weight.forget()
+
+    def detach(self) -> None:
+        """Let go of the weights: backward passes change nothing any more."""
+        for weight in self._weights.values():
+            weight.detach()
+        self._weights = {}
+
+    def _pure_group(self) -> dict[str, Any]:
+        group: dict[str, Any] = self.param_groups[-1]
+        return group
+
+
+def _check(lr: float, eta: float | None, seed: int, steps: int | None, accumulation: str) -> None:
+    check_name("accumulation", accumulation, get_args(Accumulation))
+    if not lr > 0:
+        raise ConfigError(f"lr is {lr}, expected a positive number; a scheduler may take it to 0")
+    if eta is not None and not eta > 0:
+        raise ConfigError(f"eta is {eta}, expected a positive number, or None for 2 lr / mean|W|")
+    if not 0 <= seed < 2**32:
+        raise ConfigError(f"seed is {seed}, expected a number in [0, 2^32)")
+    if steps is not None and steps < 1:
+        raise ConfigError(f"gradient_accumulation_steps is {steps}, expected a positive number, or None")

@@ -1,0 +1,164 @@
+"""What a gradient adds to the counters of a matrix of codes: normalised, clipped, rounded at random.
+
+The rule needs no state of the size of the matrix. Each gradient is divided by an estimate of its size from one moment
+per row and one per column, as Adafactor's (arXiv 1804.04235), so that a deposit depends on neither the scale of the
+loss nor of the layer: eta is the share of the threshold that an update of size 1 deposits.
+
+    R <- b R + (1 - b) mean_j G^2,   C <- b C + (1 - b) mean_i G^2,   b = 0.99
+    U = G / sqrt(R_i / mean(R)) / sqrt(C_j / (1 - b^t)),   U <- U / max(1, rms(U) / clip)
+    D = -eta threshold U
+
+What shaped it: the integers that come out must not depend on the order of a sum, so that a matrix can be divided into
+rows over processes, and a kernel can sum as it likes. So every sum over the matrix is exact: its terms are rounded to
+multiples of one number that is small beside them and large enough for float64 to add them without error. Which number,
+follows from the largest |G| of the whole matrix: a division into rows exchanges that, then the sums.
+
+Shape suffixes: O outputs, I inputs; _1 broadcasts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from onebit.quant.counters import Counter, round_stochastically
+from onebit.quant.philox import random16
+
+__all__ = [
+    "CLIP",
+    "MOMENT_DECAY",
+    "Factors",
+    "deposit_counts",
+    "eta_from_lr",
+    "row_chunks",
+    "square_sums",
+    "update_energy",
+    "update_moments",
+]
+
+MOMENT_DECAY = 0.99
+CLIP = 1.0
+# A row or column whose gradients are this much smaller than the mean's is treated as if it were at this size: below
+# it, their squares are lost in the exact sums.
+_FLOOR = 2.0**-40
+_ENERGY_SHIFT = 1.5 * 2.0**32  # rounds squares of updates, which are about 1, to multiples of 2^-20
+_LARGEST_SQUARE = 2.0**20
+_CHUNK = {"cpu": 1 << 18}  # elements worked on at once: temporaries stay in the cache
+_LARGE_CHUNK = 1 << 24
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What a gradient is multiplied with, float32: row_O1 [O, 1], column_I [I]; is_finite: bool [], of the gradient."""
+
+    row_O1: Tensor
+    column_I: Tensor
+    is_finite: Tensor
+
+
+def eta_from_lr(lr: float, mean_magnitude: Tensor, *, is_binary: bool) -> Tensor:
+    """eta, float32 []: AdamW's step lr over the distance from a level to its boundary.
+
+    mean_magnitude: mean |W|, the scale of a level. Ternary boundaries lie half a level away: eta = 2 lr / mean |W|.
+    """
+    return (1.0 if is_binary else 2.0) * lr / mean_magnitude.float()
+
+
+def row_chunks(rows: int, cols: int, device: torch.device) -> Iterator[slice]:
+    """Slices of rows that together are a matrix, each small enough for temporaries of several times its size."""
+    step = max(1, _CHUNK.get(device.type, _LARGE_CHUNK) // cols)
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
+
+
+def square_sums(g_OI: Tensor, peak: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """(sums of G^2 over each row [O], over each column [I]), float64 and exact in any order.
+
+    peak: largest |G| of the whole matrix, []; rows: of the whole matrix, of which g_OI may be a part.
+    """
+    cols = g_OI.shape[1]
+    _, exponent = torch.frexp(torch.where(torch.isfinite(peak), peak, 0.0).double().square())
+    # Sums of up to max(rows, cols) squares, each a multiple of 2^-52 of their largest possible sum.
+    shift = torch.ldexp(torch.tensor(1.5, dtype=torch.float64, device=g_OI.device), exponent + _log2(max(rows, cols)))
+    row_O = g_OI.new_empty(g_OI.shape[0], dtype=torch.float64)
+    column_I = g_OI.new_zeros(cols, dtype=torch.float64)
+    for part in row_chunks(g_OI.shape[0], g_OI.shape[1], g_OI.device):
+        squares = g_OI[part].double().square_().add_(shift).sub_(shift)
+        row_O[part] = squares.sum(1)
+        column_I += squares.sum(0)
+    return row_O, column_I
+
+
+def update_moments(
+    moments: tuple[Tensor, Tensor], sums: tuple[Tensor, Tensor], peak: Tensor, step: Tensor
+) -> tuple[tuple[Tensor, Tensor], Factors]:
+    """(new moments, factors) from the sums of `square_sums`, of whole rows and columns.
+
+    moments: R [O] and C [I], float32, zeros at first. step: how many deposits there were, this one included. A gradient
+    with NaN or infinity leaves the moments as they were.
+    """
+    (old_row_O, old_column_I), (row_O, column_I) = moments, sums
+    is_finite = torch.isfinite(peak)
+    mean_row_O, mean_column_I = row_O / column_I.shape[0], column_I / row_O.shape[0]
+    new_row_O = (old_row_O.double() * MOMENT_DECAY + mean_row_O * (1.0 - MOMENT_DECAY)).float()
+    new_column_I = (old_column_I.double() * MOMENT_DECAY + mean_column_I * (1.0 - MOMENT_DECAY)).float()
+    new_row_O = torch.where(is_finite, new_row_O, old_row_O)
+    new_column_I = torch.where(is_finite, new_column_I, old_column_I)
+    share_O = new_row_O.double() / new_row_O.double().mean().clamp_min(1e-60)
+    size_I = new_column_I.double() / (1.0 - MOMENT_DECAY ** step.double())
+    size_I = torch.maximum(size_I, size_I.mean() * _FLOOR).clamp_min(1e-60)
+    factors = Factors(share_O.clamp_min(_FLOOR).rsqrt().float().unsqueeze(1), size_I.rsqrt().float(), is_finite)
+    return (new_row_O, new_column_I), factors
+
+
+def update_energy(g_OI: Tensor, factors: Factors) -> Tensor:
+    """Sum of U^2 before clipping over these rows, float64 [] and exact in any order."""
+    energy = g_OI.new_zeros((), dtype=torch.float64)
+    for part in row_chunks(g_OI.shape[0], g_OI.shape[1], g_OI.device):
+        squares = _update(g_OI, factors, part).double().square_().clamp_max_(_LARGEST_SQUARE)
+        energy += squares.add_(_ENERGY_SHIFT).sub_(_ENERGY_SHIFT).sum()
+    return energy
+
+
+def deposit_counts(
+    g_OI: Tensor,
+    factors: Factors,
+    mean_square: Tensor,
+    eta: Tensor,
+    counter: Counter,
+    *,
+    seed: int,
+    tensor: int,
+    step: Tensor,
+    part: slice,
+    first_row: int = 0,
+) -> Tensor:
+    """What is added to the counters of the rows `part` of g_OI: integers as float32, not yet bounded.
+
+    mean_square: mean U^2 over the whole matrix, float64 []. eta: float32 []. first_row: of g_OI in the whole matrix.
+    A counter that forgets moves with the probability eta^2 |U|^3 / 4: driven by noise, a counter that remembers fires
+    about eta^2 times a step, and the largest gradients are the least noisy.
+    """
+    clipped = (mean_square.sqrt() / CLIP).clamp_min(1.0).reciprocal().float()
+    u = _update(g_OI, factors, part)
+    if counter.remembers:
+        deposit = u.mul_(-(eta.float() * counter.threshold) * clipped)
+    else:
+        u = u.mul_(clipped)
+        deposit = (u.square() * u).mul_(-eta.float().square() / 4.0)
+    # One bad number in a gradient makes the whole of it worthless.
+    deposit = torch.where(factors.is_finite, deposit, 0.0)
+    rows = range(first_row + part.start, first_row + part.stop)
+    return round_stochastically(deposit, random16(seed, tensor, step, rows, g_OI.shape[1], g_OI.device))
+
+
+def _update(g_OI: Tensor, factors: Factors, part: slice) -> Tensor:
+    return g_OI[part].float() * factors.row_O1[part] * factors.column_I
+
+
+def _log2(count: int) -> int:
+    return max(0, math.ceil(math.log2(count)))
