@@ -40,6 +40,7 @@ from onebit.optim import lambda_mix
 from onebit.quant import WeightQuantizer, fake_quantize
 from onebit.train import sft as recipe
 from onebit.train.metrics_log import read_metrics
+from onebit.train.sft_inputs import open_tokenizer, open_training_rows
 from onebit.train.sft_settings import SftSettings
 
 from .documents import EXAMPLES, blocks_of, commands_of
@@ -232,7 +233,7 @@ def test_weights_and_biases_runs_offline_under_the_documents_project_and_tags(
         model_name_or_path=str(base), dataset_name=str(data), output_dir=tmp_path / "run", report_to="wandb"
     )
     monkeypatch.setattr("onebit.train.arguments._need", lambda tracker: None)
-    rows = recipe._rows(settings, recipe._tokenizer(settings))
+    rows = open_training_rows(settings, open_tokenizer(settings))
     recipe._prepare_wandb(settings, rows.source)
     assert (os.environ["WANDB_PROJECT"], os.environ["WANDB_MODE"]) == ("AIVillage-BitNet158", "offline")
     assert os.environ["WANDB_TAGS"].split(",") == ["stage:bitnet158", "source:selfgen", f"model:{base.name}"]

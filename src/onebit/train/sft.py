@@ -1,8 +1,9 @@
 """The fine-tuning recipe: a model and rows in, a folder of latents that computes in ternary out.
 
 The model is converted in place, warmed up from float to ternary, trained by TRL's SFTTrainer, and saved as a
-transformers folder whose config.json says how its layers are read (`onebit.models.load_converted`). As with
-`onebit train`, all that can be refused is refused before anything is written, and a killed run goes on.
+transformers folder whose config.json says how its layers are read (`onebit.models.load_converted`). What it starts
+from is opened in `sft_inputs`. As with `onebit train`, all that can be refused is refused before anything is written,
+and a killed run goes on.
 """
 
 from __future__ import annotations
@@ -14,15 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from onebit.data.instructions import Rows, bars_off, is_conversation, open_rows
-from onebit.errors import ConfigError, DataError, OnebitError
-from onebit.models.converted import Conversion, convert_model, load_converted, recorded_conversion
+from onebit.data.instructions import Rows, bars_off
+from onebit.errors import ConfigError, OnebitError
 from onebit.models.devices import check_device
-from onebit.models.pretrained import describe_model, load_causal_lm, load_tokenizer_of
 from onebit.nn import Schedule
 from onebit.train.arguments import prepare_tracker
 from onebit.train.checkpoints import last_checkpoint, remove_checkpoints, remove_leftovers
@@ -35,11 +32,12 @@ from onebit.train.preparation import output_folder
 from onebit.train.processes import keep_rows_per_step, rows_per_step
 from onebit.train.progress import ProgressLines, duration
 from onebit.train.recipe import TrainResult, library_bars_off
+from onebit.train.sft_inputs import adapted, open_tokenizer, open_training_rows, prepare_model, settle_blocks
 from onebit.train.sft_manifest import sft_manifest
 from onebit.train.sft_settings import SftSettings
 from onebit.train.sft_trainer import LambdaWarmup, TernarySftTrainer
 from onebit.train.sharding import share_weights
-from onebit.train.trained_rows import first_texts, rows_fingerprint
+from onebit.train.trained_rows import rows_fingerprint
 from onebit.train.trl_options import sft_config
 
 __all__ = ["MakeTrainer", "fine_tune", "sft"]
@@ -48,8 +46,6 @@ __all__ = ["MakeTrainer", "fine_tune", "sft"]
 MakeTrainer = Callable[..., TernarySftTrainer]
 
 _WANDB_PROJECT = "AIVillage-BitNet158"
-_ROWS_TO_FIT_NORMS = 16
-_SAMPLE = 512  # tokens of a row that norms are fitted and layers calibrated to
 
 
 def sft(settings: SftSettings) -> TrainResult:
@@ -85,17 +81,17 @@ def fine_tune(
         progress.quiet = progress.quiet or arguments.process_index != 0
         if settings.resume and (changed := keep_rows_per_step(arguments, settings.output_dir)):
             progress.say(changed)
-        tokenizer = _tokenizer(settings)
+        tokenizer = open_tokenizer(settings)
         with arguments.main_process_first(local=False):
-            rows = _rows(settings, tokenizer)
+            rows = open_training_rows(settings, tokenizer)
         _prepare_wandb(settings, rows.source)
         if arguments.eval_strategy != "no" and rows.validation is None:
             raise ConfigError("--eval-strategy needs validation rows: give --val-data or a --val-fraction above 0")
         model = prepare_model(settings, rows, tokenizer, arguments.device)
         share_weights(model, arguments.device)
         if settings.use_peft:
-            model = _adapted(model, settings)
-        _settle_blocks(arguments, model, rows, progress)
+            model = adapted(model, settings)
+        settle_blocks(arguments, model, rows, progress)
         trainer = _make(make_trainer, settings, arguments, model, rows, tokenizer, [stop, progress])
         fingerprint = rows_fingerprint(trainer.train_dataset)
         checkpoint = _claimed(settings, trainer, fingerprint)
@@ -114,34 +110,6 @@ def fine_tune(
         return _finish(settings, trainer, stop, fingerprint, time.monotonic() - began, progress)
 
 
-def prepare_model(settings: SftSettings, rows: Rows, tokenizer: Any, device: torch.device) -> Any:
-    """The model with BitLinears and, when there is a warm-up, a schedule that it carries; fitted on the device."""
-    name = settings.model_name_or_path
-    where: dict[str, Any] = {"revision": settings.model_revision, "allow_download": settings.allow_download}
-    config = describe_model(name, **where)
-    set_seed(settings.seed)
-    if config.model_type == "onebit":
-        if any(value is not None for value in settings.conversion.values()):
-            raise ConfigError(f"'{name}' was made by onebit train, quantised already; leave the conversion flags out")
-        return load_causal_lm(name, config, dtype=settings.dtype)
-    conversion = Conversion.of(config, **settings.conversion)
-    # Adapters are trained over what is ternary already.
-    is_soft = settings.lambda_warmup_frac > 0 and not settings.use_peft
-    schedule = Schedule(uses_lambda=True) if is_soft else None
-    if recorded_conversion(config) is not None:
-        if not Path(name).is_dir():
-            raise DataError(f"'{name}' is a converted model in the cache; give the path of its folder")
-        return load_converted(name, schedule=schedule, dtype=settings.dtype)
-    model = load_causal_lm(name, config, dtype=settings.dtype, **where)
-    if settings.resume and last_checkpoint(settings.output_dir) is not None:
-        return convert_model(model, conversion, schedule=schedule)  # all weights come from the checkpoint
-    has_norms = conversion.sub_norms or conversion.rmsnorm_post_attn
-    count = settings.calibration_rows or (_ROWS_TO_FIT_NORMS if has_norms else 0)
-    samples = [ids_BL.to(device) for ids_BL in _batches(rows, tokenizer, count)] if count else None
-    calibrated = settings.calibration_rows > 0
-    return convert_model(model.to(device), conversion, schedule=schedule, samples=samples, calibrated=calibrated)
-
-
 def _merged(trainer: TernarySftTrainer, folder: Path, progress: ProgressLines) -> dict[str, Any]:
     """Keep the adapters in their own folder, merge them, and say what it did to the loss."""
     from onebit.train.lora import losses_around_merge
@@ -155,58 +123,6 @@ def _merged(trainer: TernarySftTrainer, folder: Path, progress: ProgressLines) -
     return told
 
 
-def _adapted(model: Any, settings: SftSettings) -> Any:
-    from onebit.train.lora import add_adapters
-
-    form: Any = settings.lora_form
-    return add_adapters(
-        model,
-        rank=settings.lora_r,
-        alpha=settings.lora_alpha,
-        dropout=settings.lora_dropout,
-        target_modules=settings.lora_target_modules,
-        form=form,
-    )
-
-
-def _batches(rows: Rows, tokenizer: Any, count: int) -> list[Tensor]:
-    """The tokens of the first rows, [1, L] each."""
-    texts = first_texts(rows.train, tokenizer, count)
-    options = {"return_tensors": "pt", "truncation": True, "max_length": _SAMPLE}
-    return [tokenizer(text[: 8 * _SAMPLE], **options)["input_ids"] for text in texts]
-
-
-def _tokenizer(settings: SftSettings) -> Any:
-    tokenizer = load_tokenizer_of(
-        settings.model_name_or_path, revision=settings.model_revision, allow_download=settings.allow_download
-    )
-    if tokenizer.eos_token is None and "eos_token" not in settings.trl:
-        raise ConfigError(
-            f"the tokenizer of '{settings.model_name_or_path}' has no end-of-text token; name one with --eos-token"
-        )
-    return tokenizer
-
-
-def _rows(settings: SftSettings, tokenizer: Any) -> Rows:
-    has_template = tokenizer.chat_template is not None or "chat_template_path" in settings.trl
-    rows = open_rows(
-        settings.dataset_name,
-        cache=settings.cache,
-        text_column=settings.trl.get("dataset_text_field", "text"),
-        val_data=settings.val_data,
-        val_fraction=settings.val_fraction,
-        seed=settings.seed,
-        with_messages=has_template,
-        allow_download=settings.allow_download,
-    )
-    if is_conversation(next(iter(rows.train))) and not has_template:
-        raise ConfigError(
-            f"'{settings.dataset_name}' holds conversations, and the tokenizer of '{settings.model_name_or_path}' has "
-            "no chat template; give one with --chat-template-path: a FILE.jinja, or a tokenizer's folder"
-        )
-    return rows
-
-
 def _prepare_wandb(settings: SftSettings, source: str) -> None:
     """Weights & Biases, when asked for: offline, under the gradual-lambda recipe's project and tags."""
     if settings.report_to == "wandb":
@@ -214,24 +130,6 @@ def _prepare_wandb(settings: SftSettings, source: str) -> None:
         os.environ.setdefault("WANDB_PROJECT", _WANDB_PROJECT)
         os.environ.setdefault("WANDB_TAGS", f"stage:bitnet158,source:{source},model:{model}")
     prepare_tracker(settings.report_to, settings.output_dir)
-
-
-def _settle_blocks(arguments: Any, model: Any, rows: Rows, progress: ProgressLines) -> None:
-    """How rows become blocks, as far as the data and the model leave a choice."""
-    report = getattr(model, "conversion_report", None)
-    if report is not None:
-        progress.say(str(report).splitlines()[0])
-    config = model.config.get_text_config()
-    longest = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
-    if longest is not None and arguments.max_length is not None and arguments.max_length > longest:
-        progress.say(f"--max-length is {longest}, all that the model has positions for")
-        arguments.max_length = longest
-    # Documents of any length would lose all but their beginning when cut at max_length; our own decoder does not take
-    # a whole batch as one line, which is how the other strategies pack.
-    if rows.is_text and not arguments.packing:
-        arguments.packing, arguments.packing_strategy = True, "wrapped"
-    elif arguments.packing and config.model_type == "onebit":
-        arguments.packing_strategy = "wrapped"
 
 
 def _make(
