@@ -22,6 +22,7 @@ from onebit.errors import ConfigError, OnebitError, nearest_name
 from onebit.nn import BitLinear, bit_layers
 from onebit.nn.attached_norms import attached_norms
 from onebit.nn.hadamard import HadamardRotation
+from onebit.quant import ActivationQuantizer
 from onebit.train.code_metrics import code_snapshot, flip_share
 
 __all__ = ["LoraForm", "add_adapters", "losses_around_merge", "merge_adapters"]
@@ -29,7 +30,22 @@ __all__ = ["LoraForm", "add_adapters", "losses_around_merge", "merge_adapters"]
 LoraForm = Literal["inside", "beside"]
 
 
-class _Inside(lora.Linear):
+class _Adapted(lora.Linear):
+    """Answers what our own model asks a layer before it calls it, as the layer itself would."""
+
+    @property
+    def activation_quantizer(self) -> ActivationQuantizer:
+        base: Any = self.get_base_layer()
+        kind: ActivationQuantizer = base.activation_quantizer
+        return kind
+
+    def activation_codes(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        base: Any = self.get_base_layer()
+        codes: tuple[Tensor, Tensor] | None = base.activation_codes(x)
+        return codes
+
+
+class _Inside(_Adapted):
     """The adapter's product is added to the latent weight, before it is quantised."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -46,7 +62,7 @@ class _Inside(lora.Linear):
         return through
 
 
-class _Beside(lora.Linear):
+class _Beside(_Adapted):
     """PEFT's layer; what it merges is turned first where the base's latents are in a turned basis."""
 
     def get_delta_weight(self, adapter: str) -> Tensor:
