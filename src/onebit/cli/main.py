@@ -39,6 +39,7 @@ COMMANDS: dict[str, CommandLine] = {
     "sft": CommandLine("Train", "Fine-tune a Hugging Face model with ternary weights."),
     "distill": CommandLine("Train", "Train a ternary student on the answers of a float teacher."),
     "selfgen": CommandLine("Train", "Let a model write instruction data itself, and keep the good answers."),
+    "memory": CommandLine("Train", "What training a model takes, by kind and method, and what fits."),
     "recipe": CommandLine("Train", "Run a list of commands as one that resumes, with a report."),
     "convert": CommandLine("Convert", "Write BitNet latents as a folder that transformers runs."),
     "export": CommandLine("Convert", "Write a checkpoint as one .1bit file."),

@@ -1,0 +1,209 @@
+"""A model as an outline: its parameters by what becomes of them in training, and the steps it takes, without a value.
+
+Source of the shapes: the model itself, built of fake tensors from its configuration, so that every architecture that
+can be trained here can be counted.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from onebit.errors import ConfigError, FormatError, nearest_name
+from onebit.models import PRESETS, OneBitConfig
+from onebit.models.converted import Conversion, convert_model, recorded_conversion
+from onebit.models.pretrained import describe_model
+from onebit.models.quiet import quiet_transformers
+from onebit.nn import BitLinear
+from onebit.train.memory import LORA_RANK, Codes, Method, Parameters, StepBytes
+from onebit.train.memory_codes import coded_layers, hold_codes
+from onebit.train.memory_step import step_bytes
+
+__all__ = ["ModelOutline", "make_fake", "outline_of"]
+
+_NEEDED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+_ATTENTION_DROPOUT = ("attention_dropout", "attn_pdrop")
+
+
+def outline_of(source: Path | str) -> ModelOutline:
+    """The outline of a configuration file, a checkpoint's folder, or a preset of `onebit train` by name.
+
+    Raises:
+        ConfigError, DataError: there is none, a field is missing or wrong, or it is no decoder that can be trained.
+    """
+    if str(source) in PRESETS:
+        return ModelOutline(OneBitConfig.preset(str(source)))
+    path = Path(source).expanduser()
+    file = path / "config.json" if path.is_dir() else path
+    if path.suffix == ".1bit" and path.is_file():
+        raise FormatError(f"{path} is a file to run, which is not trained; give the checkpoint's folder")
+    if not file.is_file():
+        raise ConfigError(
+            f"{source}: no such configuration or folder with a config.json, and no preset ({', '.join(PRESETS)})"
+            f"{nearest_name(str(source), PRESETS)}"
+        )
+    return ModelOutline(_read(file))
+
+
+def _read(file: Path) -> Any:
+    try:
+        values = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file} cannot be read as JSON: {error}; give a model's config.json") from None
+    kind = values.get("model_type", "onebit") if isinstance(values, dict) else "onebit"
+    if kind == "onebit":
+        return OneBitConfig.from_json_file(file)
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    if kind not in CONFIG_MAPPING:
+        raise ConfigError(f"{file}: unknown model_type '{kind}'{nearest_name(kind, CONFIG_MAPPING)}")
+    spelled = getattr(CONFIG_MAPPING[kind], "attribute_map", {})
+    missing = [name for name in _NEEDED if name not in values and spelled.get(name, name) not in values]
+    if missing:
+        raise ConfigError(f"{file}: {', '.join(missing)} missing; a configuration of '{kind}' must give all its sizes")
+    if file.name == "config.json":
+        return describe_model(str(file.parent.absolute()))
+    try:
+        with quiet_transformers():
+            return AutoConfig.for_model(kind, **{key: value for key, value in values.items() if key != "model_type"})
+    except Exception as error:  # a configuration's own checks raise many kinds
+        raise ConfigError(f"{file}: {' '.join(str(error).split())[:300]}") from None
+
+
+class ModelOutline:
+    """parameters: by what becomes of them; codes: what the quantiser of the configuration makes; layers: how many.
+
+    longest: positions that the model has; tied: whether the head is the embedding's table.
+    """
+
+    def __init__(self, config: Any) -> None:
+        self.config = config = copy.deepcopy(config)
+        self._steps: dict[tuple[Any, ...], StepBytes] = {}
+        self.is_onebit = isinstance(config, OneBitConfig)
+        for name in _ATTENTION_DROPOUT:  # the fused attention of a CPU has none, and it takes no memory elsewhere
+            if hasattr(config, name):
+                setattr(config, name, 0.0)
+        has_conversion = not self.is_onebit and recorded_conversion(config) is not None
+        model = self._build("hybrid", torch.float32)
+        layers = _equal_layers(model)
+        self.layers = len(layers)
+        self.longest = int(getattr(config, "max_position_embeddings", 0) or 1 << 20)
+        self.codes: Codes = "binary" if self._quantizer() == "binary" else "ternary"
+        self.parameters = _sorted_parameters(model, has_conversion=has_conversion)
+        self.tied = not self.parameters.head
+        if not self.parameters.matrices:
+            raise ConfigError("the configuration has no ternary or binary layer; give a quantizer other than 'none'")
+
+    def step(
+        self,
+        method: Method,
+        *,
+        checkpointing: bool = False,
+        accumulate: bool = False,
+        freeze_tables: bool = False,
+        bf16: bool = False,
+        rank: int = LORA_RANK,
+    ) -> StepBytes:
+        """What a step by this method adds; checkpointing: of every layer; bf16: float32 weights under autocast."""
+        key = (method.kind, method.dtype, checkpointing, accumulate, freeze_tables, bf16, rank)
+        if key not in self._steps:  # counters and the kind of moments are no part of a step
+            model, layers = self._two_layers(method, freeze_tables=freeze_tables, rank=rank)
+            if checkpointing:
+                enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+                enable({"use_reentrant": False})
+            with FakeTensorMode():
+                make_fake(model)
+                autocast = bf16 and method.dtype == "float32"
+                self._steps[key] = step_bytes(model, layers, self.layers, accumulate=accumulate, autocast=autocast)
+        return self._steps[key]
+
+    def _two_layers(self, method: Method, *, freeze_tables: bool, rank: int) -> tuple[Any, nn.ModuleList]:
+        """The model as the method trains it, with the first two of its layers."""
+        model = self._build("float" if method.kind == "float" else "hybrid", getattr(torch, method.dtype))
+        layers = _equal_layers(model)
+        del layers[2:]
+        if freeze_tables:
+            for table in (model.get_input_embeddings(), model.get_output_embeddings()):
+                table.requires_grad_(False)
+        if method.kind == "pure":
+            hold_codes(model, method.counter)
+        elif method.kind == "lora":
+            from onebit.train.lora import add_adapters
+
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
+                model = add_adapters(model, rank=rank)
+        return model.train(), layers
+
+    def _quantizer(self) -> str:
+        return self.config.resolved_quantizer if self.is_onebit else Conversion.of(self.config).quantizer
+
+    def _build(self, kind: str, dtype: torch.dtype) -> Any:
+        """The whole model on the meta device."""
+        config = copy.deepcopy(self.config)  # a conversion writes into it
+        if self.is_onebit and kind == "float":
+            config = OneBitConfig.from_dict({**config.to_dict(), "quantizer": "none", "bit_width_map": None})
+        from transformers import AutoModelForCausalLM
+
+        try:
+            with torch.device("meta"), quiet_transformers():
+                model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        except Exception as error:  # sizes that do not fit together, a family without a language model's head
+            raise ConfigError(f"the configuration makes no model: {' '.join(str(error).split())[:300]}") from None
+        if self.is_onebit or kind == "float":
+            return model
+        return convert_model(model, Conversion.of(self.config))
+
+
+def make_fake(model: nn.Module) -> None:
+    """Move a model from the meta device to tensors that say they are on the CPU; call it inside a fake mode."""
+    fakes: dict[int, Tensor] = {}  # a tied tensor once
+    for module in model.modules():
+        for held in (module._parameters, module._buffers):
+            tensors: dict[str, Any] = held
+            for name, tensor in tensors.items():
+                if tensor is None:
+                    continue
+                if id(tensor) not in fakes:
+                    fake = torch.empty(tensor.shape, dtype=tensor.dtype)
+                    is_parameter = isinstance(tensor, nn.Parameter)
+                    fakes[id(tensor)] = nn.Parameter(fake, tensor.requires_grad) if is_parameter else fake
+                tensors[name] = fakes[id(tensor)]
+
+
+def _equal_layers(model: nn.Module) -> nn.ModuleList:
+    """The stack of the decoder's layers."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    layers = max(lists, key=lambda stack: sum(p.numel() for p in stack.parameters()), default=None)
+    if layers is None or len({tuple(p.shape for p in layer.parameters()) for layer in layers}) != 1:
+        raise ConfigError("the model's layers are not all of one shape, so one cannot be counted for the others")
+    return layers
+
+
+def _sorted_parameters(model: Any, *, has_conversion: bool) -> Parameters:
+    table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    coded = {id(module.weight): module for module in coded_layers(model)}
+    # Pure training of a float model begins with a scale a matrix; a model that has a quantiser keeps its own.
+    has_quantizer = isinstance(model.config, OneBitConfig) or has_conversion
+    return Parameters(
+        matrices=tuple((module.out_features, module.in_features) for module in coded.values()),
+        ordinary=tuple(p.numel() for p in model.parameters() if id(p) not in {*coded, id(table), id(head)}),
+        embeddings=(table.numel(),),
+        head=() if head is table else (head.numel(),),
+        buffers=sum(buffer.numel() * buffer.element_size() for buffer in model.buffers()),
+        scales=tuple(_scales(module) for module in coded.values()) if has_quantizer else (),
+    )
+
+
+def _scales(layer: BitLinear) -> int:
+    spec = layer.quantized_spec()
+    if spec.granularity == "per_tensor":
+        return 1
+    return layer.out_features * (1 if spec.group_size is None else -(-layer.in_features // spec.group_size))
