@@ -90,8 +90,11 @@ class DistillTrainer(TernarySftTrainer):
         return [int(offsets[row + 1] - offsets[row]) for row in rows]
 
     def _note(self, name: str, values: Tensor) -> None:
-        if values.numel():
-            self._metrics["train"][name].append(float(values.detach().mean().item()))
+        """Log the mean over the values of all processes; one of them may have none."""
+        own = torch.stack([values.detach().float().sum(), values.new_tensor(values.numel(), dtype=torch.float32)])
+        total, count = self.accelerator.reduce(own, reduction="sum").tolist()
+        if count:
+            self._metrics["train"][name].append(total / count)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()  # type: ignore[no-untyped-call]

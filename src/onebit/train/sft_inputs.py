@@ -92,8 +92,9 @@ def prepare_model(settings: SftSettings, rows: Rows, tokenizer: Any, device: tor
 def _batches(rows: Rows, tokenizer: Any, count: int) -> list[Tensor]:
     """The tokens of the first rows, [1, L] each."""
     texts = first_texts(rows.train, tokenizer, count)
-    options = {"return_tensors": "pt", "truncation": True, "max_length": _SAMPLE}
-    return [tokenizer(text[: 8 * _SAMPLE], **options)["input_ids"] for text in texts]
+    # Cut here: a tokenizer keeps what it is told of truncation, and its hash would depend on which rows were prepared.
+    cut = (text[: 8 * _SAMPLE] for text in texts)
+    return [tokenizer(text, return_tensors="pt", verbose=False)["input_ids"][:, :_SAMPLE] for text in cut]
 
 
 def adapted(model: Any, settings: SftSettings) -> Any:
