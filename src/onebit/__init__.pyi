@@ -12,9 +12,13 @@ from onebit.eval.verify import verify as verify
 from onebit.models import OneBitConfig as OneBitConfig
 from onebit.models import OneBitForCausalLM as OneBitForCausalLM
 from onebit.nn import BitLinear as BitLinear
+from onebit.nn import Pure1BitLinear as Pure1BitLinear
 from onebit.nn import Schedule as Schedule
+from onebit.nn import create_pure1bit_optimizer as create_pure1bit_optimizer
+from onebit.nn import pure1bit_training_step as pure1bit_training_step
 from onebit.nn import replace_linear_with_bitlinear as replace_linear_with_bitlinear
 from onebit.nn import replace_linear_with_bitnet_linear as replace_linear_with_bitnet_linear
+from onebit.nn import replace_linear_with_pure1bit_linear as replace_linear_with_pure1bit_linear
 from onebit.quant import WeightQuantizer as WeightQuantizer
 from onebit.quant import dequantize as dequantize
 from onebit.quant import fake_quantize as fake_quantize

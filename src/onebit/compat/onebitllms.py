@@ -13,14 +13,18 @@ from torch import Tensor, nn
 
 from onebit import nn as onebit_nn
 from onebit.formats.bitnet_folder import convert_to_bf16, quantize_to_1bit
+from onebit.nn import create_pure1bit_optimizer, pure1bit_training_step, replace_linear_with_pure1bit_linear
 from onebit.quant import WeightQuantizer, fake_quantize, fake_quantize_activations
 
 __all__ = [
     "BitNetLinear",
     "activation_quant_triton",
     "convert_to_bf16",
+    "create_pure1bit_optimizer",
+    "pure1bit_training_step",
     "quantize_to_1bit",
     "replace_linear_with_bitnet_linear",
+    "replace_linear_with_pure1bit_linear",
     "weight_quant_triton",
 ]
 

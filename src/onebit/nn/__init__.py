@@ -9,6 +9,15 @@ from onebit.nn.conversion import (
 )
 from onebit.nn.latents import bit_layers, clamp_latents
 from onebit.nn.norms import LayerNorm, RMSNorm
+from onebit.nn.pure_conversion import PureConversionReport, replace_linear_with_pure1bit_linear
+from onebit.nn.pure_linear import Pure1BitLinear
+from onebit.nn.pure_training import (
+    Pure1BitTrainingHelper,
+    create_pure1bit_optimizer,
+    pure1bit_training_step,
+    pure_weights,
+)
+from onebit.nn.pure_weight import PureWeight
 from onebit.nn.schedule import Schedule
 
 __all__ = [
@@ -16,10 +25,18 @@ __all__ = [
     "BitLinear",
     "ConversionReport",
     "LayerNorm",
+    "Pure1BitLinear",
+    "Pure1BitTrainingHelper",
+    "PureConversionReport",
+    "PureWeight",
     "RMSNorm",
     "Schedule",
     "bit_layers",
     "clamp_latents",
+    "create_pure1bit_optimizer",
+    "pure1bit_training_step",
+    "pure_weights",
     "replace_linear_with_bitlinear",
     "replace_linear_with_bitnet_linear",
+    "replace_linear_with_pure1bit_linear",
 ]

@@ -209,7 +209,7 @@ _LIBRARY.define(
 _LIBRARY.impl("pure_weight_gradient", _weight_gradient, "CompositeExplicitAutograd")
 
 
-@torch.library.register_fake("onebit::pure_weight_gradient")
+@torch.library.register_fake("onebit::pure_weight_gradient")  # type: ignore[untyped-decorator]
 def _(g_TO: Tensor, x_TI: Tensor, w_OI: Tensor, log_scale: Tensor, group_size: int, handle: int) -> Tensor:
     return torch.empty_like(log_scale)
 

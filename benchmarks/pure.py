@@ -1,0 +1,142 @@
+"""Does a model train without latents as well as with them? Pure training beside hybrid training and a float twin.
+
+    python benchmarks/pure.py --data-dir DIR [--task scratch finetune] [--arms hybrid@5e-3 int8@0.12 ...] [--seeds 0 1]
+
+DIR holds `wikitext-2/{test,valid}.txt` and `tinyshakespeare/input.txt`. Without it the text is the standard library.
+
+Protocol. A byte-level decoder of the LLaMA kind (128 wide, 4 layers, an RMSNorm in front of every linear layer; 0.66 M
+weights in its linear layers), 16 windows of 128 bytes a step. Text A is WikiText-2's valid.txt and the first 80 % of
+test.txt, judged on the rest of test.txt; text B is tinyshakespeare, 90 % and 10 %. `scratch` trains on A; `finetune`
+starts from a hybrid model trained on A (--base-steps) and trains on B. A seed decides initial weights and batches, so
+arms are compared within a seed. Every arm has embedding, head, norms and scales in float32 by AdamW at --lr, a warm-up
+over 5 % of the steps, a cosine to 0 and gradients clipped to 1; a ternary arm rounds its inputs to int8.
+
+An arm is METHOD@RATE: float and hybrid take AdamW's rate of the matrices (hybrid with weight decay 0.1); int8, int4 and
+none are the counters of pure training and take eta. `+K` behind an arm gives each step in K microbatches. Bits per byte
+are taken on 24 fixed batches at the end of the run. Each result is added to --work-dir/results.jsonl at once; what is
+there is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "src")]
+
+ARMS = ("float@3e-3", "hybrid@5e-3", "int8@0.12", "int4@0.12", "none@0.12")
+VALIDATION_BATCHES = 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One run: what decides its result."""
+
+    task: str
+    arm: str
+    seed: int
+    steps: int
+    base_steps: int
+    lr: float
+    data: str
+
+    @property
+    def name(self) -> str:
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    import torch
+
+    torch.set_num_threads(1)
+    file = arguments.work_dir / "results.jsonl"
+    arguments.work_dir.mkdir(parents=True, exist_ok=True)
+    results = []
+    for seed in arguments.seeds:
+        for task in arguments.task:
+            for arm in arguments.arms:
+                job = Job(
+                    task=task,
+                    arm=arm,
+                    seed=seed,
+                    steps=arguments.steps or (400 if task == "scratch" else 250),
+                    base_steps=arguments.base_steps if task == "finetune" else 0,
+                    lr=arguments.lr,
+                    data="stdlib" if arguments.data_dir is None else "wikitext2+tinyshakespeare",
+                )
+                results.append(result_of(job, arguments, file))
+    print(table(results))
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", type=Path, help="folder with wikitext-2/ and tinyshakespeare/")
+    parser.add_argument("--task", nargs="+", choices=("scratch", "finetune"), default=["scratch"])
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), metavar="METHOD@RATE[+K]")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--steps", type=int, help="400 from scratch, 250 of fine-tuning")
+    parser.add_argument("--base-steps", type=int, default=900, help="of the hybrid model that fine-tuning starts from")
+    parser.add_argument("--lr", type=float, default=3e-3, help="of embedding, head, norms and scales")
+    parser.add_argument("--work-dir", type=Path, default=HERE.parent / "runs" / "pure")
+    arguments = parser.parse_args(argv)
+    for arm in arguments.arms:
+        method, rate, microbatches = parts_of(arm)
+        if method not in ("float", "hybrid", "int8", "int4", "none") or not rate > 0 or 16 % microbatches:
+            parser.error(f"--arms: {arm!r} is not METHOD@RATE or METHOD@RATE+K with K a divisor of 16")
+    return arguments
+
+
+def parts_of(arm: str) -> tuple[str, float, int]:
+    """(method, rate, microbatches) of an arm's name."""
+    method, _, rest = arm.partition("@")
+    rate, _, microbatches = rest.partition("+")
+    try:
+        return method, float(rate), int(microbatches or 1)
+    except ValueError:
+        return method, math.nan, 1
+
+
+def result_of(job: Job, arguments: argparse.Namespace, file: Path) -> dict[str, Any]:
+    """The result of a job, from the file when it is there."""
+    from pure_training import run
+
+    if file.is_file():
+        for line in file.read_text(encoding="utf-8").splitlines():
+            kept: dict[str, Any] = json.loads(line)
+            if kept["name"] == job.name:
+                return kept
+    began = time.process_time()
+    found = run(job, parts_of(job.arm), arguments.data_dir, arguments.work_dir)
+    result = {"name": job.name, **asdict(job), **found, "seconds": round(time.process_time() - began, 1)}
+    with file.open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps(result) + "\n")
+    print(f"{job.task} {job.arm} seed {job.seed}: {result['bpb']:.4f} bits per byte", flush=True)
+    return result
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """One line for each task and arm: the mean over the seeds, then each seed."""
+    lines = ["task      arm            bits per byte   by seed            bytes a weight   ms a step   zeros   flips"]
+    for task, arm in dict.fromkeys((result["task"], result["arm"]) for result in results):
+        mine = [result for result in results if (result["task"], result["arm"]) == (task, arm)]
+        mean = sum(result["bpb"] for result in mine) / len(mine)
+        each = " ".join(f"{result['bpb']:.4f}" for result in mine)
+        last = mine[-1]
+        lines.append(
+            f"{task:9} {arm:14} {mean:13.4f}   {each:18} {last['bytes_per_weight']:14.2f} "
+            f"{last['ms_per_step']:11.0f} {last['zeros']:7.3f} {last['flips_mean']:7.4f}"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,235 @@
+"""The model, the loop and the judge of the pure-training benchmark; layers, counters and optimizer are the library's.
+
+Shape suffixes: B windows of a batch, L positions, D width, H heads, V bytes.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from onebit.nn import BitLinear, RMSNorm, replace_linear_with_bitlinear
+from onebit.nn.pure_conversion import replace_linear_with_pure1bit_linear
+from onebit.nn.pure_training import create_pure1bit_optimizer
+from onebit.optim import LearningRate
+from onebit.quant import WeightQuantizer, quantize
+from pure import VALIDATION_BATCHES
+from quality_texts import SHAKESPEARE_TRAIN_SHARE, texts
+
+WIDTH, LAYERS, HEADS, INNER, CONTEXT, BATCH = 128, 4, 4, 256, 128, 16
+BETAS = (0.9, 0.98)
+
+
+class Decoder(nn.Module):
+    """Bytes [B, L] to logits [B, L, V]; an RMSNorm in front of every linear layer of the blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(256, WIDTH)
+        self.blocks = nn.ModuleList(Block() for _ in range(LAYERS))
+        self.norm = RMSNorm(WIDTH)
+        self.lm_head = nn.Linear(WIDTH, 256, bias=False)
+        angles = torch.outer(torch.arange(CONTEXT), 10_000.0 ** (-torch.arange(0, WIDTH // HEADS, 2) * HEADS / WIDTH))
+        self.register_buffer("turn", torch.stack((angles.cos(), angles.sin())), persistent=False)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=module.in_features**-0.5)
+        nn.init.normal_(self.embed_tokens.weight, std=0.5)
+
+    def forward(self, ids_BL: Tensor) -> Tensor:
+        x_BLD = self.embed_tokens(ids_BL)
+        for block in self.blocks:
+            x_BLD = block(x_BLD, self.turn[:, : ids_BL.shape[1]])
+        logits: Tensor = self.lm_head(self.norm(x_BLD))
+        return logits
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention_norm, self.o_norm, self.mlp_norm = (RMSNorm(WIDTH) for _ in range(3))
+        self.down_norm = RMSNorm(INNER)
+        self.q, self.k, self.v, self.o = (nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(4))
+        self.gate, self.up = (nn.Linear(WIDTH, INNER, bias=False) for _ in range(2))
+        self.down = nn.Linear(INNER, WIDTH, bias=False)
+
+    def forward(self, x_BLD: Tensor, turn: Tensor) -> Tensor:
+        h_BLD = self.attention_norm(x_BLD)
+        q, k, v = (layer(h_BLD).unflatten(2, (HEADS, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        y = F.scaled_dot_product_attention(_turned(q, turn), _turned(k, turn), v, is_causal=True)
+        x_BLD = x_BLD + self.o(self.o_norm(y.transpose(1, 2).flatten(2)))
+        h_BLD = self.mlp_norm(x_BLD)
+        out: Tensor = x_BLD + self.down(self.down_norm(F.silu(self.gate(h_BLD)) * self.up(h_BLD)))
+        return out
+
+
+def run(job: Any, arm: tuple[str, float, int], data_dir: Path | None, work_dir: Path) -> dict[str, Any]:
+    """Train and judge one arm."""
+    method, rate, microbatches = arm
+    model = start_of(job, work_dir, data_dir)
+    train_N, validation_N = text_of("A" if job.task == "scratch" else "B", data_dir)
+    before = bits_per_byte(model, validation_N)
+    optimizer, helper = prepare(model, method, rate, job.lr, microbatches)
+    codes = codes_of(model)
+    told = train(model, optimizer, train_N, validation_N, job.steps, job.seed, microbatches)
+    now = codes_of(model)
+    count = sum(c.numel() for c in now) or 1
+    zeros = sum(int((c == 0).sum()) for c in now) / count
+    changed = sum(int((a != b).sum()) for a, b in zip(codes, now, strict=True)) / count
+    told |= {
+        "bpb_start": before,
+        "zeros": zeros,
+        "changed": changed,
+        "bytes_per_weight": bytes_per_weight(model, method),
+    }
+    if helper is not None:
+        told["telemetry"] = helper.telemetry()
+    return told
+
+
+def start_of(job: Any, work_dir: Path, data_dir: Path | None) -> Decoder:
+    """A new model, or for fine-tuning the hybrid one that was trained on text A; with float latents either way."""
+    torch.manual_seed(job.seed)
+    model = Decoder()
+    if job.task == "scratch":
+        return model
+    path = work_dir / f"base_{job.base_steps}_{job.data}.pt"
+    if not path.is_file():
+        torch.manual_seed(1000)
+        base = Decoder()
+        optimizer, _ = prepare(base, "hybrid", 5e-3, 3e-3, 1)
+        train_N, validation_N = text_of("A", data_dir)
+        told = train(base, optimizer, train_N, validation_N, job.base_steps, 1000, 1)
+        print(f"base: {told['bpb']:.4f} bits per byte on its own text", flush=True)
+        torch.save(base.state_dict(), path.with_suffix(".partial"))
+        path.with_suffix(".partial").rename(path)
+    model.load_state_dict(torch.load(path, weights_only=True))
+    return model
+
+
+def prepare(model: nn.Module, method: str, rate: float, lr: float, microbatches: int) -> tuple[Any, Any]:
+    """(optimizer, helper of pure training or None); the model is converted in place."""
+    if method in ("int8", "int4", "none"):
+        replace_linear_with_pure1bit_linear(model, counter=method)  # type: ignore[arg-type]
+        return create_pure1bit_optimizer(model, lr, eta=rate, betas=BETAS, gradient_accumulation_steps=microbatches)
+    if method == "hybrid":
+        replace_linear_with_bitlinear(model)
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and name.startswith("blocks")]
+    inside = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in inside]
+    groups = [
+        {"params": matrices, "lr": rate, "weight_decay": 0.1},
+        {"params": others, "lr": lr, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, betas=BETAS), None
+
+
+def train(
+    model: nn.Module, optimizer: Any, train_N: Tensor, validation_N: Tensor, steps: int, seed: int, microbatches: int
+) -> dict[str, Any]:
+    """Train in place; bits per byte at a quarter, half, three quarters and the end, flips and time."""
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    shape = LearningRate(peak=1.0, total_steps=steps, warmup_steps=round(0.05 * steps)).as_factor()
+    generator = torch.Generator().manual_seed(seed)
+    curve, flips, seconds = [], [], 0.0
+    previous = codes_of(model)
+    for step in range(steps):
+        began = time.process_time()
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = peak * shape(step)
+        starts = torch.randint(len(train_N) - CONTEXT - 1, (BATCH,), generator=generator)
+        batch = torch.stack([train_N[start : start + CONTEXT + 1] for start in starts.tolist()]).long()
+        for part in batch.chunk(microbatches):
+            (loss_of(model, part) / microbatches).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds += time.process_time() - began
+        if step % 10 == 9:  # every tenth step stands for its neighbours
+            now = codes_of(model)
+            flips.append(_share_of_flips(previous, now))
+        if step % 10 == 8:
+            previous = codes_of(model)
+        if (step + 1) % max(1, steps // 4) == 0:
+            curve.append(bits_per_byte(model, validation_N))
+            print(f"  step {step + 1}: {curve[-1]:.4f}", flush=True)
+    half = max(1, len(flips) // 2)
+    return {
+        "bpb": bits_per_byte(model, validation_N),
+        "curve": curve,
+        "flips_first_half": sum(flips[:half]) / half,
+        "flips_second_half": sum(flips[half:]) / max(1, len(flips) - half),
+        "flips_mean": sum(flips) / max(1, len(flips)),
+        "ms_per_step": 1000 * seconds / steps,
+    }
+
+
+def loss_of(model: nn.Module, tokens_BL1: Tensor) -> Tensor:
+    return F.cross_entropy(model(tokens_BL1[:, :-1]).flatten(0, 1), tokens_BL1[:, 1:].flatten())
+
+
+@torch.no_grad()
+def bits_per_byte(model: nn.Module, ids_N: Tensor) -> float:
+    """Mean over fixed windows that are spread evenly."""
+    model.eval()
+    count = VALIDATION_BATCHES * BATCH
+    starts = torch.linspace(0, len(ids_N) - CONTEXT - 2, count).long().tolist()
+    total = 0.0
+    for i in range(0, count, BATCH):
+        batch = torch.stack([ids_N[start : start + CONTEXT + 1] for start in starts[i : i + BATCH]]).long()
+        total += float(loss_of(model, batch))
+    model.train()
+    return total / VALIDATION_BATCHES / 0.6931471805599453
+
+
+def codes_of(model: nn.Module) -> list[Tensor]:
+    """Codes of every matrix of the blocks; none for the float twin."""
+    spec = WeightQuantizer()
+    found = []
+    for module in model.modules():
+        if isinstance(module, BitLinear):
+            found.append(quantize(module.weight.detach(), spec).codes_OI)
+        elif hasattr(module, "quantized"):
+            found.append(module.quantized().codes_OI)
+    return found
+
+
+def bytes_per_weight(model: nn.Module, method: str) -> float:
+    """Of the blocks' matrices: weights, gradients and optimizer as they are between and during steps, counted."""
+    if method in ("float", "hybrid"):
+        return 16.0  # float32: weight, gradient, two moments
+    weights = [module.weight for module in model.modules() if hasattr(module, "quantized")]
+    held = sum(t.numel() * t.element_size() for w in weights for t in w.buffers())
+    return held / sum(w.shape.numel() for w in weights)
+
+
+def text_of(name: str, data_dir: Path | None) -> tuple[Tensor, Tensor]:
+    """(training bytes, validation bytes) of text A or B."""
+    if data_dir is None:
+        train, validation = texts("stdlib", None)
+        middle = len(train) // 2
+        train = train[:middle] if name == "A" else train[middle:]
+    elif name == "A":
+        test, valid = texts("wikitext2", str(data_dir))
+        cut = len(test) * 4 // 5
+        train, validation = valid + test[:cut], test[cut:]
+    else:
+        train, validation = texts("tinyshakespeare", str(data_dir))
+        assert SHAKESPEARE_TRAIN_SHARE == 0.9
+    return tuple(torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8) for text in (train, validation))  # type: ignore[return-value]
+
+
+def _share_of_flips(before: list[Tensor], after: list[Tensor]) -> float:
+    changed = sum(int((a != b).sum()) for a, b in zip(before, after, strict=True))
+    return changed / max(1, sum(a.numel() for a in after))
+
+
+def _turned(x: Tensor, turn: Tensor) -> Tensor:
+    cos, sin = turn
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)

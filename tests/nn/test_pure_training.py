@@ -1,0 +1,255 @@
+"""The optimizer and its helper: rates, accumulation, resuming, sharing, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+import io
+import logging
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from onebit.errors import ConfigError, OnebitError
+from onebit.nn.pure_training import create_pure1bit_optimizer, pure1bit_training_step
+from onebit.optim.pure_deposit import row_chunks
+
+from .pure_models import IDS, Small, layers_of, loss_of, pure_model, train
+
+
+def differing(a: nn.Module, b: nn.Module) -> list[str]:
+    theirs = b.state_dict()
+    return [name for name, value in a.state_dict().items() if not torch.equal(value, theirs[name])]
+
+
+def test_the_guides_loop() -> None:
+    model = pure_model()
+    optimizer, helper = create_pure1bit_optimizer(model, lr=2e-2)
+    assert isinstance(optimizer, torch.optim.Optimizer)
+
+    def loss_fn(outputs: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(outputs.view(-1, outputs.size(-1)), targets.view(-1))
+
+    losses = [
+        pure1bit_training_step(model, optimizer, helper, loss_fn, IDS[step % 6], IDS[step % 6]).item()
+        for step in range(30)
+    ]
+    assert losses[-1] < 0.5 * losses[0]
+    told = helper.telemetry()
+    assert set(told) == {"flips", "zeros", "fill", "saturated"}
+    codes = torch.cat([made.quantized().codes_OI.flatten() for made in layers_of(model)])
+    counts = torch.cat([made.weight.counts().flatten() for made in layers_of(model)]).int()
+    assert told["zeros"] == pytest.approx((codes == 0).float().mean().item())
+    assert told["fill"] == pytest.approx(counts.abs().float().mean().item() / 63)
+    assert told["saturated"] == pytest.approx((counts.abs() == 126).float().mean().item())
+    assert 0 < told["flips"] < 0.2
+    helper.cleanup()
+    before = copy.deepcopy(model.state_dict())
+    loss_of(model, IDS[0]).backward()
+    optimizer.step()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items() if "counters" in name)
+    create_pure1bit_optimizer(model)  # the model can be trained again
+
+
+def test_eta_is_two_lr_over_the_mean_weight_and_follows_the_schedule() -> None:
+    model = pure_model()
+    optimizer, helper = create_pure1bit_optimizer(model, lr=1e-3)
+    weight = model.up.weight
+    assert optimizer.eta(weight).item() == pytest.approx(2e-3 / weight.mean_magnitude.item())
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5)
+    assert schedule.get_last_lr()[0] == 5e-4
+    assert optimizer.eta(weight).item() == pytest.approx(1e-3 / weight.mean_magnitude.item())
+    helper.cleanup()
+    optimizer, helper = create_pure1bit_optimizer(model, lr=1e-3, eta=0.12)
+    for group in optimizer.param_groups:
+        group["lr"] *= 0.25
+    assert optimizer.eta(weight).item() == pytest.approx(0.03)
+    helper.cleanup()
+    binary = pure_model(quantizer="binary")
+    optimizer, _ = create_pure1bit_optimizer(binary, lr=1e-3)
+    assert optimizer.eta(binary.up.weight).item() == pytest.approx(1e-3 / binary.up.weight.mean_magnitude.item())
+
+
+def test_lr_and_eta_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "onebit"):
+        create_pure1bit_optimizer(pure_model(), lr=1e-3, eta=0.12)
+    assert "pure training of 4 matrices: lr 0.001, eta 0.12 to 0.12" in caplog.text
+
+
+def test_a_rate_of_zero_changes_no_counter() -> None:
+    model = pure_model()
+    counters = model.up.weight.counters.clone()
+    optimizer, _ = create_pure1bit_optimizer(model, lr=1e-3)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    loss_of(model, IDS[0]).backward()
+    optimizer.step()
+    assert torch.equal(model.up.weight.counters, counters)
+    assert int(model.up.weight.deposits) == 1
+
+
+def microbatched(model: Small, optimizer: Any, steps: int, parts: int) -> None:
+    for step in range(steps):
+        for part in IDS[step].chunk(parts):
+            (loss_of(model, part) / parts).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def test_microbatches_are_one_large_batch() -> None:
+    # Inputs are rounded per token, so that a gradient is the sum of its microbatches' but for bfloat16.
+    whole, parted = pure_model(), pure_model()
+    gradients: dict[str, list[Tensor]] = {"whole": [], "parted": []}
+    for name, model, parts in (("whole", whole, 1), ("parted", parted, 2)):
+        optimizer, _ = create_pure1bit_optimizer(model, lr=2e-2, gradient_accumulation_steps=parts)
+        weight, deposit = model.up.weight, model.up.weight.deposit
+        weight.__dict__["deposit"] = lambda g, eta, name=name, deposit=deposit: (
+            gradients[name].append(g.clone().float()), deposit(g, eta)
+        )  # fmt: skip
+        microbatched(model, optimizer, 1, parts)
+    assert len(gradients["parted"]) == 1
+    scale = gradients["whole"][0].abs().max().item()
+    assert (gradients["whole"][0] - gradients["parted"][0]).abs().max() < 2**-7 * scale
+    same = whole.up.weight.counters == parted.up.weight.counters
+    assert same.float().mean() > 0.9  # the others were rounded the other way
+    moved_apart = whole.up.quantized().codes_OI != parted.up.quantized().codes_OI
+    assert moved_apart.float().mean() < 0.01
+
+
+def test_the_first_step_finds_out_whether_gradients_are_summed() -> None:
+    single, double = pure_model(), pure_model()
+    optimizer, _ = create_pure1bit_optimizer(single)
+    assert optimizer.deposits_at_once(single.up.weight) is False
+    microbatched(single, optimizer, 1, 1)
+    assert optimizer.deposits_at_once(single.up.weight) is True
+    optimizer, _ = create_pure1bit_optimizer(double)
+    microbatched(double, optimizer, 2, 2)
+    assert optimizer.deposits_at_once(double.up.weight) is False
+    assert int(double.up.weight.deposits) == 2
+
+
+def test_depositing_each_microbatch() -> None:
+    model = pure_model()
+    optimizer, _ = create_pure1bit_optimizer(model, lr=2e-2, gradient_accumulation_steps=4, accumulation="deposit")
+    eta = 4e-2 / model.up.weight.mean_magnitude.item()
+    assert optimizer.eta(model.up.weight).item() == pytest.approx(eta / 2)
+    microbatched(model, optimizer, 2, 4)
+    assert int(model.up.weight.deposits) == 8
+    assert model.up.weight.gradient_sum is None
+
+
+def test_a_second_gradient_after_a_deposit_is_refused() -> None:
+    model = pure_model()
+    create_pure1bit_optimizer(model, gradient_accumulation_steps=1)
+    loss_of(model, IDS[0]).backward()
+    with pytest.raises(OnebitError, match="give gradient_accumulation_steps to create_pure1bit_optimizer"):
+        loss_of(model, IDS[0]).backward()
+
+
+def test_zero_grad_drops_the_sum() -> None:
+    model = pure_model()
+    counters = model.up.weight.counters.clone()
+    optimizer, _ = create_pure1bit_optimizer(model, gradient_accumulation_steps=2)
+    loss_of(model, IDS[0]).backward()
+    optimizer.zero_grad()
+    assert model.up.weight.gradient_sum is None
+    optimizer.step()
+    assert torch.equal(model.up.weight.counters, counters)
+
+
+@pytest.mark.parametrize("counter", ["int8", "int4", "none"])
+def test_a_resumed_run_is_the_same_to_the_bit(counter: str) -> None:
+    straight = pure_model(counter=counter)
+    optimizer = train(straight, 3)
+    saved = io.BytesIO()
+    torch.save({"model": straight.state_dict(), "optimizer": optimizer.state_dict()}, saved)
+    for step in range(3, 6):
+        loss_of(straight, IDS[step]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    saved.seek(0)
+    kept = torch.load(saved, weights_only=True)
+    resumed = pure_model(counter=counter, seed=1)
+    optimizer, _ = create_pure1bit_optimizer(resumed, lr=7.0, seed=9)  # both come from the file
+    resumed.load_state_dict(kept["model"])
+    optimizer.load_state_dict(kept["optimizer"])
+    for step in range(3, 6):
+        loss_of(resumed, IDS[step]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert not differing(straight, resumed)
+
+
+def test_the_seed_and_the_name_decide_the_random_numbers() -> None:
+    models = [pure_model() for _ in range(3)]
+    for model, seed in zip(models, (0, 0, 1), strict=True):
+        train(model, 2, seed=seed)
+    assert not differing(models[0], models[1])
+    assert "up.weight.counters" in differing(models[0], models[2])
+    numbers = {made.weight.tensor for made in layers_of(models[0])}
+    assert len(numbers) == 4
+
+
+def test_parts_of_a_matrix_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, parts = pure_model(), pure_model()
+    train(whole, 3)
+    monkeypatch.setattr("onebit.optim.pure_deposit._CHUNK", {"cpu": 100})
+    assert len(list(row_chunks(70, 32, torch.device("cpu")))) == 24
+    train(parts, 3)
+    assert not differing(whole, parts)
+
+
+def test_compiled_in_one_graph_it_trains_to_the_same_bits() -> None:
+    eager, inner = pure_model(), pure_model()
+    torch._dynamo.reset()
+    compiled = torch.compile(inner, fullgraph=True, backend="aot_eager")
+    for model, called in ((eager, eager), (inner, compiled)):
+        optimizer, _ = create_pure1bit_optimizer(model, lr=2e-2)
+        for step in range(3):
+            loss_of(called, IDS[step]).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert not differing(eager, inner)
+
+
+def test_a_gradient_that_is_no_number_changes_no_counter() -> None:
+    model = pure_model()
+    optimizer = train(model, 2)
+    before = copy.deepcopy(model.state_dict())
+    (loss_of(model, IDS[0]) * float("nan")).backward()
+    for weight in optimizer.weights:
+        weight.settle()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]) or name.endswith("deposits")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"lr": 0.0}, "lr is 0.0"),
+        ({"eta": -1.0}, "eta is -1.0"),
+        ({"seed": -1}, "seed is -1"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps is 0"),
+        ({"accumulation": "mean"}, "accumulation is 'mean'"),
+    ],
+)
+def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        create_pure1bit_optimizer(pure_model(), **arguments)
+
+
+def test_wrong_models_and_helpers() -> None:
+    with pytest.raises(OnebitError, match="no Pure1BitLinear layer"):
+        create_pure1bit_optimizer(nn.Linear(4, 4))
+    with pytest.raises(OnebitError, match="all 4 matrices of codes are frozen"):
+        create_pure1bit_optimizer(pure_model().requires_grad_(False))
+    model = pure_model()
+    create_pure1bit_optimizer(model)
+    with pytest.raises(OnebitError, match="another optimizer trains this model's codes already"):
+        create_pure1bit_optimizer(model)
+    optimizer, _ = create_pure1bit_optimizer(pure_model())
+    _, helper = create_pure1bit_optimizer(pure_model())
+    with pytest.raises(OnebitError, match="the helper is another optimizer's"):
+        pure1bit_training_step(model, optimizer, helper, lambda a, b: a, None, None)
