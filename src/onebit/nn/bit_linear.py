@@ -27,17 +27,15 @@ from onebit.quant import (
     Quantized,
     QuantizerName,
     WeightQuantizer,
-    activation_codes,
     add_arenas_residual,
-    expand_scale,
     fake_quantize,
     fake_quantize_activations,
     has_soft_codes,
     lambda_mix,
     quantize,
+    quantize_activations,
     soft_quantize,
     straight_through,
-    weight_codes,
 )
 from onebit.quant.exact_latents import latents_from_codes
 from onebit.quant.spec import check_name
@@ -133,7 +131,7 @@ class BitLinear(nn.Linear):
         """What `forward` accepts as `x_codes`, so that layers with one input quantise it once."""
         if self.activation_quantizer == "none" or self._is_soft():
             return None
-        return activation_codes(x_TI if self.rotation is None else self.rotation(x_TI), self.activation_quantizer)
+        return quantize_activations(x_TI if self.rotation is None else self.rotation(x_TI), self.activation_quantizer)
 
     def forward(self, x_TI: Tensor, x_codes: ActivationCodes | None = None) -> Tensor:
         """[T, I] -> [T, O]. x_codes: the result of `activation_codes(x_TI)` when the caller has it already."""
@@ -145,9 +143,8 @@ class BitLinear(nn.Linear):
         if self.weight_quantizer is None and self.activation_quantizer == "none":
             return F.linear(x_TI.to(dtype), self.weight, self.bias)
         x_codes_TI, x_scale_T1 = self._input_codes(x_TI, x_codes, dtype)
-        w_codes_OI, w_scale = self._weight_codes()
         y_TO = straight_through_linear(
-            x_TI, self.weight, x_codes_TI, x_scale_T1, w_codes_OI.to(dtype), w_scale, self.ste_scale_factor
+            x_TI, self.weight, x_codes_TI, x_scale_T1, self.weight_quantizer, dtype, self.ste_scale_factor
         )
         return y_TO if self.bias is None else y_TO + self.bias.to(dtype)
 
@@ -203,21 +200,7 @@ class BitLinear(nn.Linear):
     ) -> tuple[Tensor, Tensor | None]:
         if self.activation_quantizer == "none":
             return x_TI.detach().to(dtype), None
-        codes_TI, scale_T1 = activation_codes(x_TI, self.activation_quantizer) if x_codes is None else x_codes
-        if dtype == torch.float16:
-            # Sums of int8 codes can pass float16's 65504; a power of two moves them into range without rounding.
-            return (codes_TI * 2.0**-7).to(dtype), scale_T1 * 2.0**7
-        return codes_TI.to(dtype), scale_T1
-
-    def _weight_codes(self) -> tuple[Tensor, Tensor | None]:
-        if self.weight_quantizer is None:
-            return self.weight.detach(), None
-        codes_OI, scale = weight_codes(self.weight, self.weight_quantizer)
-        if self.weight_quantizer.is_float16:
-            return codes_OI, None
-        if self.weight_quantizer.granularity == "per_group":
-            return codes_OI.mul_(expand_scale(scale, self.weight_quantizer, self.in_features)), None
-        return codes_OI, scale
+        return quantize_activations(x_TI, self.activation_quantizer) if x_codes is None else x_codes
 
     def _soft_forward(self, x_TI: Tensor) -> Tensor:
         schedule: Schedule = self.__dict__["schedule"]
