@@ -82,7 +82,7 @@ enum { OB_FLAG_QK_NORM = 1, OB_FLAG_SUB_NORM = 2, OB_FLAG_TIED_HEAD = 4 };
 typedef struct ob_description {
     uint32_t vocab_size, hidden_size, num_layers, num_heads, num_key_value_heads, head_dim, intermediate_size, max_seq_len;
     uint32_t norm, mlp, position, flags;
-    float norm_eps, rope_theta, residual_scale, zero0;
+    float norm_eps, rope_theta, residual_scale, attention_scale; /* of scores; 0: 1 / sqrt(head_dim) */
     uint32_t bos_token, eos_token, pad_token, zero1;
     uint32_t zeros[12];
 } ob_description;

@@ -38,13 +38,19 @@ static int same_id(const char id[8], const char *name) {
     return 1;
 }
 
-static const char *const known[] = {"MODEL", "CONFIG", "TOKJSON", "TOKBIN", "CHATTPL", "CHATSTR", "MANIFEST"};
+static const char *const known[] = {"MODEL", "CONFIG", "TOKJSON", "TOKBIN", "CHATTPL", "CHATSTR", "MANIFEST",
+                                   "HADAMARD"};
 enum { NUM_KNOWN = sizeof known / sizeof *known };
 
 static int is_known(const char id[8]) {
     for (size_t i = 0; i < NUM_KNOWN; i++)
         if (same_id(id, known[i])) return 1;
     return 0;
+}
+
+static const char *printable(const char id[8], char text[9]) {
+    for (int i = 0; i < 8 && id[i]; i++) text[i] = id[i] > ' ' && id[i] < 127 ? id[i] : '?';
+    return text;
 }
 
 static uint32_t header_checksum(const uint8_t *image, uint64_t meta_bytes) {
@@ -85,7 +91,7 @@ static ob_status check_header(const header *h, uint64_t image_bytes, ob_error *e
     return OB_OK;
 }
 
-/* Each known id at most once. Quadratic only in the seven known ones. */
+/* Each known id at most once. Quadratic only in the few known ones. */
 static ob_status check_unique(const ob_model *model, ob_error *error) {
     for (size_t k = 0; k < NUM_KNOWN; k++) {
         uint32_t count = 0;
@@ -101,8 +107,8 @@ static ob_status check_sections(const ob_model *model, uint64_t meta_bytes, ob_e
         if (!inside(s.offset, s.bytes, meta_bytes) || s.offset % 8)
             return ob_fail(error, OB_ERROR_FORMAT, "section %u lies outside the file or is not aligned", i);
         if ((s.flags & SECTION_REQUIRED) && !is_known(s.id))
-            return ob_fail(error, OB_ERROR_FORMAT, "section %u is required and unknown to this engine; it needs a newer onebit",
-                           i);
+            return ob_fail(error, OB_ERROR_FORMAT, "section %s is required and unknown to this engine; it needs a newer onebit",
+                           printable(s.id, (char[9]){0}));
     }
     return check_unique(model, error);
 }
@@ -143,7 +149,7 @@ static ob_status check_sizes(const ob_description *d, ob_error *error) {
 
 /* Fields without a meaning yet are zero: anything else is damage or a newer onebit. */
 static int has_reserved(const ob_description *d) {
-    uint32_t sum = ob_bits_from_float(d->zero0) | d->zero1;
+    uint32_t sum = d->zero1;
     for (size_t i = 0; i < sizeof d->zeros / sizeof *d->zeros; i++) sum |= d->zeros[i];
     return sum != 0;
 }
@@ -165,6 +171,8 @@ static ob_status check_description(const ob_description *d, ob_error *error) {
         return ob_fail(error, OB_ERROR_FORMAT, "model description: rope_theta is not a number from 1 to 1e15");
     if (!(d->residual_scale > 0.0f && d->residual_scale <= 1e3f))
         return ob_fail(error, OB_ERROR_FORMAT, "model description: residual_scale is not a positive number up to 1000");
+    if (ob_bits_from_float(d->attention_scale) && !(d->attention_scale > 0.0f && d->attention_scale <= 1e3f))
+        return ob_fail(error, OB_ERROR_FORMAT, "model description: attention_scale is not 0 or a positive number up to 1000");
     if ((status = check_token("bos", d->bos_token, d->vocab_size, error))) return status;
     if ((status = check_token("eos", d->eos_token, d->vocab_size, error))) return status;
     return check_token("pad", d->pad_token, d->vocab_size, error);

@@ -12,21 +12,22 @@ void ob_run(ob_session *s, ob_task task, void *argument, uint32_t num_items) {
 
 /* ---- embedding ---- */
 
-/* y[k] = row of the table, times its scales */
-static void read_row(const ob_weights *w, uint32_t row, float *y) {
+/* y[k] = row of the table, times its scales, and turned back */
+static void read_row(const ob_kernels *k, const ob_weights *w, uint32_t row, float *y) {
     for (uint32_t g = 0; g < w->num_groups; g++) {
         float *part = y + (size_t)g * w->group, scale = ob_scale_at(w, row, g);
         uint32_t count = ob_group_length(w, g);
         ob_unpack_floats(w, row, g, 0, count, part);
-        for (uint32_t k = 0; k < count; k++) part[k] *= scale;
+        for (uint32_t i = 0; i < count; i++) part[i] *= scale;
     }
+    if (w->turn) k->turn(y, w->turn, w->cols, w->turn_block, 1);
 }
 
 static void embed(const ob_session *s, const ob_place *place, float *x, float *work) {
     const ob_model *m = s->model;
-    read_row(&m->token_embedding, place->token, x);
+    read_row(&m->kernels, &m->token_embedding, place->token, x);
     if (m->description.position != OB_POSITION_LEARNED) return;
-    read_row(&m->position_embedding, place->position, work);
+    read_row(&m->kernels, &m->position_embedding, place->position, work);
     for (uint32_t k = 0; k < m->description.hidden_size; k++) x[k] += work[k];
 }
 
@@ -116,7 +117,7 @@ static void attend_stretch(const batch_job *j, uint32_t head, uint32_t heads, ui
                             ob_cache_rows(s, s->values, j->layer, last->sequence, kv_head), s->kv_row_bytes,
                             ob_row(s->q_TQ, first) + column, ob_row(s->attended_TQ, first) + column, s->q_TQ.stride,
                             s->attended_TQ.stride, s->kv_type, d->head_dim, heads, count, last->position + 1,
-                            1.0f / ob_sqrt((float)d->head_dim)};
+                            d->attention_scale > 0.0f ? d->attention_scale : 1.0f / ob_sqrt((float)d->head_dim)};
     s->model->kernels.attend(&a, work);
 }
 

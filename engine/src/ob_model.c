@@ -16,7 +16,8 @@ static ob_status read_header(ob_model *model, const void *image, uint64_t image_
     if (model->num_tensors / TENSORS_PER_LAYER < model->description.num_layers)
         return ob_fail(error, OB_ERROR_FORMAT, "%u tensors are too few for %u layers", model->num_tensors,
                        model->description.num_layers);
-    *bytes = round_up(sizeof *model) + round_up(model->description.num_layers * sizeof(ob_layer));
+    if ((status = ob_read_hadamard(model, error))) return status;
+    *bytes = round_up(sizeof *model) + round_up(model->description.num_layers * sizeof(ob_layer)) + ob_factor_bytes(model);
     return OB_OK;
 }
 
@@ -45,6 +46,7 @@ ob_status ob_model_init(const void *image, uint64_t image_bytes, const ob_model_
         return ob_fail(error, OB_ERROR_MEMORY, "the model's arena has %U bytes and needs %U", (uint64_t)arena_bytes, (uint64_t)bytes);
     m->layers = (ob_layer *)(void *)((uint8_t *)arena + round_up(sizeof *m));
     memset(m->layers, 0, m->description.num_layers * sizeof(ob_layer));
+    ob_place_factors(m, (uint8_t *)m->layers + round_up(m->description.num_layers * sizeof(ob_layer)));
     if ((status = choose_kernels(m, options ? options->isa : OB_ISA_AUTO, error))) return status;
     if ((status = ob_read_tensors(m, error))) return status;
     for (uint32_t i = 0; i < m->num_tensors && !(options && options->skip_tensor_check); i++)
@@ -64,7 +66,7 @@ ob_status ob_model_tensor(const ob_model *model, uint32_t index, ob_tensor_info 
     memset(info, 0, sizeof *info);
     memcpy(info->name, r.name, sizeof r.name);
     info->kind = r.kind, info->layer = r.layer, info->layout = r.layout, info->granularity = r.granularity;
-    info->activation = r.activation, info->scale_type = r.scale_type;
+    info->activation = r.activation & ~(uint32_t)OB_TURNED, info->scale_type = r.scale_type;
     info->rows = r.rows, info->cols = r.cols, info->group_size = r.group_size, info->crc32c = r.crc32c;
     info->data_bytes = r.data_bytes, info->scale_bytes = r.scale_bytes;
     return OB_OK;

@@ -19,6 +19,17 @@ enum { OB_KIND_TOKEN_EMBEDDING = 1, OB_KIND_POSITION_EMBEDDING, OB_KIND_FINAL_NO
 
 #define OB_NO_LAYER 0xffffu
 
+/* Where inputs are turned: those of width hidden (q, k, v, gate, up, head; rows of the token embedding), of o, of down. */
+enum { OB_SITE_HIDDEN, OB_SITE_ATTENTION, OB_SITE_MLP, OB_NUM_SITES };
+enum { OB_TURNED = 0x80 }; /* in a record's activation: the inputs are turned first */
+
+/* Section HADAMARD's entry of a site. */
+typedef struct ob_rotation {
+    uint32_t block, width; /* block 0: none */
+    const uint8_t *signs;  /* a bit for each input, in the file */
+    float *factors;        /* [width], in the arena */
+} ob_rotation;
+
 /* Vectors float32: norms [hidden], q/k norms [head_dim], sub-norms [num_heads * head_dim] and [intermediate]. */
 typedef struct ob_layer {
     const float *attention_norm, *attention_norm_bias, *q_norm, *k_norm, *attention_sub_norm;
@@ -36,6 +47,7 @@ struct ob_model {
     const float *final_norm, *final_norm_bias; /* [hidden] */
     const float *rope_frequencies;             /* [head_dim / 2]; NULL: they follow from rope_theta */
     ob_weights token_embedding, position_embedding, head; /* head is a copy of token_embedding when tied */
+    ob_rotation rotations[OB_NUM_SITES];
     ob_layer *layers; /* [num_layers], behind this struct in the arena */
 };
 
@@ -52,6 +64,11 @@ typedef struct ob_record {
  * description of `model`. */
 ob_status ob_read_header(ob_model *model, const void *image, uint64_t image_bytes, ob_error *error);
 ob_record ob_read_record(const ob_model *model, uint32_t index);
+/* ob_hadamard.c: section HADAMARD, where there is one, fits the description; fills the rotations but for their factors,
+ * for which ob_place_factors takes memory, 64-byte aligned. */
+ob_status ob_read_hadamard(ob_model *model, ob_error *error);
+void ob_place_factors(ob_model *model, uint8_t *memory);
+size_t ob_factor_bytes(const ob_model *model);
 /* ob_tensors.c: every tensor fits its place, none is missing or twice; fills the layers. */
 ob_status ob_read_tensors(ob_model *model, ob_error *error);
 

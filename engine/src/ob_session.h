@@ -17,6 +17,7 @@ static inline float *ob_row(ob_rows rows, uint32_t t) { return rows.at + t * row
 /* Which inputs the shared buffers hold at present, so that q, k and v quantise their input once. */
 typedef struct ob_prepared {
     const float *x; /* NULL: nothing */
+    const float *turn;
     uint32_t cols, tile, group;
     uint8_t activation, integer; /* integer: int8 codes, else floats */
     ob_inputs inputs;
@@ -71,7 +72,7 @@ const ob_inputs *ob_prepare_inputs(ob_session *s, const ob_norm *norm, const ob_
 
 /* Whether the buffers hold the prepared input of w as well. */
 static inline int ob_prepared_serves(const ob_prepared *p, const ob_weights *w) {
-    return p->cols == w->cols && p->tile == w->tile && p->group == w->group && p->activation == w->activation &&
+    return p->turn == w->turn && p->cols == w->cols && p->tile == w->tile && p->group == w->group && p->activation == w->activation &&
            p->integer == (w->activation != OB_ACTIVATION_NONE && w->layout >= OB_LAYOUT_INT8);
 }
 

@@ -92,7 +92,7 @@ static uint32_t divide_up(uint32_t a, uint32_t b) { return a / b + (a % b != 0);
 /* Geometry from a record whose layout, granularity and group size have been checked. */
 static ob_weights geometry(const ob_record *r) {
     ob_weights w = {.rows = r->rows, .cols = r->cols, .kind = r->kind, .layer = r->layer, .layout = r->layout,
-                    .granularity = r->granularity, .activation = r->activation, .scale_type = r->scale_type};
+                    .granularity = r->granularity, .activation = r->activation & ~OB_TURNED, .scale_type = r->scale_type};
     w.group = r->granularity == OB_GRANULARITY_GROUP && r->group_size < r->cols ? r->group_size : r->cols;
     w.num_groups = divide_up(r->cols, w.group);
     w.tile = ob_layout_tile(r->layout);
@@ -132,7 +132,7 @@ static ob_status check_record(const ob_model *m, const ob_record *r, uint32_t in
         return ob_fail(error, OB_ERROR_FORMAT, "tensor %u (%s) is %u x %u, the model description asks for %u x %u", index, name,
                        r->rows, r->cols, p->rows, p->cols);
     if (r->layout >= OB_NUM_LAYOUTS || !granularity_allowed(r->layout, r->granularity) || !group_size_allowed(r) ||
-        r->activation > OB_ACTIVATION_SIGN || r->scale_type != scale_types[r->granularity])
+        (r->activation & ~OB_TURNED) > OB_ACTIVATION_SIGN || r->scale_type != scale_types[r->granularity])
         return ob_fail(error, OB_ERROR_FORMAT,
                        "tensor %u (%s): layout %u, granularity %u, group size %u, activation %u, scale type %u do not go together",
                        index, name, (uint32_t)r->layout, (uint32_t)r->granularity, r->group_size, (uint32_t)r->activation,
@@ -146,6 +146,25 @@ static ob_status check_record(const ob_model *m, const ob_record *r, uint32_t in
     if (r->data_offset % 64 || !inside(r->data_offset, r->data_bytes, m->image_bytes) ||
         (r->scale_bytes && (r->scale_offset % 64 || !inside(r->scale_offset, r->scale_bytes, m->image_bytes))))
         return ob_fail(error, OB_ERROR_FORMAT, "tensor %u (%s) lies outside the file or is not aligned to 64 bytes", index, name);
+    return OB_OK;
+}
+
+static const ob_rotation *rotation_of(const ob_model *m, uint32_t kind) {
+    switch (kind) {
+    case OB_KIND_TOKEN_EMBEDDING: case OB_KIND_HEAD: case OB_KIND_Q: case OB_KIND_K: case OB_KIND_V: case OB_KIND_GATE: case OB_KIND_UP:
+        return &m->rotations[OB_SITE_HIDDEN];
+    case OB_KIND_O: return &m->rotations[OB_SITE_ATTENTION];
+    case OB_KIND_DOWN: return &m->rotations[OB_SITE_MLP];
+    default: return NULL;
+    }
+}
+
+static ob_status turn_inputs(const ob_model *m, const ob_record *r, uint32_t index, ob_weights *w, ob_error *error) {
+    const ob_rotation *rotation = rotation_of(m, r->kind);
+    if (!rotation || !rotation->block)
+        return ob_fail(error, OB_ERROR_FORMAT, "tensor %u (%s) turns its inputs, for which the file has no rotation", index, r->name);
+    w->turn = rotation->factors;
+    w->turn_block = rotation->block;
     return OB_OK;
 }
 
@@ -175,7 +194,7 @@ static ob_status place_record(ob_model *m, uint32_t index, ob_error *error) {
     p.matrix->bias = bias;
     p.matrix->data = data;
     p.matrix->scale = r.scale_bytes ? m->image + r.scale_offset : NULL;
-    return OB_OK;
+    return r.activation & OB_TURNED ? turn_inputs(m, &r, index, p.matrix, error) : OB_OK;
 }
 
 static int is_optional(uint32_t kind) { return kind == OB_KIND_ROPE_FREQUENCIES || kind >= OB_KIND_Q_BIAS; }

@@ -1,5 +1,5 @@
 /* What lies between two products (norms and codes, activations, rotary positions, residuals): every instruction set
- * against the reference, bit for bit, and the reference against the formulas in double. */
+ * against the reference, bit for bit, and the reference against the formulas in double. Turned inputs likewise. */
 #include "ob_cpu.h"
 #include "ob_math.h"
 #include "ob_test.h"
@@ -133,6 +133,38 @@ static void test_others(const ob_kernels *k) {
     }
 }
 
+static int parity(uint32_t bits) {
+    int odd = 0;
+    for (; bits; bits &= bits - 1) odd = !odd;
+    return odd;
+}
+
+static void test_turn(const ob_kernels *k) {
+    static const uint32_t blocks[] = {2, 4, 8, 16, 32, 64, 128, 512, 1024}, counts[] = {1, 3, 5};
+    uint64_t state = 5;
+    for (int b = 0; b < 9; b++)
+        for (int c = 0; c < 3; c++) {
+            uint32_t block = blocks[b], size = block * counts[c];
+            float *x = numbers(size, &state), *factors = numbers(size, &state);
+            float *expected = test_aligned(size * 4), *got = test_aligned(size * 4);
+            for (uint32_t i = 0; i < size; i++) factors[i] = (factors[i] < 0 ? -1.0f : 1.0f) / ob_sqrt((float)block);
+            memcpy(expected, x, size * 4), memcpy(got, x, size * 4);
+            ob_turn_ref(expected, factors, size, block, 0);
+            k->turn(got, factors, size, block, 0);
+            check_same("turn", k, block, expected, got, size);
+            for (uint32_t i = 0; i < size; i++) {
+                double exact = 0;
+                for (uint32_t j = i / block * block, l = 0; l < block; j++, l++) exact += (parity(i % block & l) ? -1.0 : 1.0) * x[j] * factors[j];
+                CHECK(fabs(got[i] - exact) <= 1e-5, "turn of %u: [%u] is %g, exactly %g", block, i, got[i], exact);
+            }
+            ob_turn_ref(expected, factors, size, block, 1);
+            k->turn(got, factors, size, block, 1);
+            check_same("turn back", k, block, expected, got, size);
+            for (uint32_t i = 0; i < size; i++) CHECK(fabsf(got[i] - x[i]) <= 1e-5f, "turned and back: %g, was %g", got[i], x[i]);
+            free(x), free(factors), free(expected), free(got);
+        }
+}
+
 /* Each activation over the whole range of floats, edges included. */
 static void test_functions(const ob_kernels *k) {
     enum { COUNT = 1 << 16 };
@@ -181,6 +213,7 @@ int main(void) {
         test_norms(&k);
         test_no_numbers(&k);
         test_others(&k);
+        test_turn(&k);
         test_functions(&k);
     }
     printf("%d failures\n", failures);

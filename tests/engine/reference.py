@@ -8,7 +8,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from onebit.formats.layout import Activation
+from onebit.formats.hadamard_section import site_of
+from onebit.formats.layout import Activation, Kind
 from onebit.formats.onebit_file import OneBitFile
 
 Array = NDArray[np.float64]
@@ -30,7 +31,20 @@ class Reference:
         self.held: dict[str, tuple[Array, Array]] = {}  # by layer
         self.weights = {name: tensor.values().astype(np.float64) for name, tensor in file.tensors.items()}
 
+    def _turned(self, kind: Kind, x: Array, back: bool = False) -> Array:
+        """x times its signs, then each block times the Walsh-Hadamard matrix over sqrt(block); or back."""
+        rotation = self.file.rotations[str(site_of(kind))]
+        entry = np.ones((1, 1))
+        while len(entry) < rotation.block:
+            entry = np.block([[entry, entry], [entry, -entry]])
+        signs = rotation.signs(x.shape[-1]).astype(np.float64)
+        blocks = (x if back else x * signs).reshape(*x.shape[:-1], -1, rotation.block)
+        y = (blocks @ entry / np.sqrt(rotation.block)).reshape(x.shape)
+        return y * signs if back else y
+
     def _linear(self, name: str, x: Array) -> Array:
+        tensor = self.file.tensors[name + ".weight"]
+        x = self._turned(tensor.kind, x) if tensor.turned else x
         y = _rounded(x, self.file.tensors[name + ".weight"].activation) @ self.weights[name + ".weight"].T
         return y + self.weights[name + ".bias"][0] if name + ".bias" in self.weights else y
 
@@ -77,7 +91,7 @@ class Reference:
             q, k = self._rotate(q, held), self._rotate(k)
         repeat = d.num_heads // d.num_key_value_heads
         k, v = np.repeat(k, repeat, 1), np.repeat(v, repeat, 1)
-        scores = np.einsum("ihd,jhd->hij", q, k) / np.sqrt(d.head_dim)
+        scores = np.einsum("ihd,jhd->hij", q, k) * (d.attention_scale or d.head_dim**-0.5)
         scores = np.where(np.tril(np.ones((n, held + n), bool), held), scores, -np.inf)
         p = np.exp(scores - scores.max(-1, keepdims=True))
         out = np.einsum("hij,jhd->ihd", p / p.sum(-1, keepdims=True), v).reshape(n, -1)
@@ -109,6 +123,8 @@ class Reference:
     def go_on(self, ids: list[int]) -> tuple[Array, Array]:
         """The same for tokens after those that are held; not for learned positions."""
         x = self.weights["model.embed_tokens.weight"][ids]
+        if self.file.tensors["model.embed_tokens.weight"].turned:
+            x = self._turned(Kind.TOKEN_EMBEDDING, x, back=True)
         if self.d.position == "learned":
             x = x + self.weights["model.embed_positions.weight"][: len(ids)]
         hidden = [x]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from onebit.engine import Model
+from onebit.formats import onebit_file
 
 IDS = [1, 5, 96, 0, 33, 33, 7, 64, 12, 90, 41, 2, 3, 58, 77, 20, 11]
 
@@ -39,6 +41,39 @@ def test_architectures(make_file: Callable[..., Any], reference: Any, architectu
     # float32 sums of 200 terms through two layers: 1e-6 is seen, the product's bar is 1e-4
     assert _distance(model.logits(IDS, kv="float32"), logits) < 1e-5
     assert _distance(model.hidden(IDS, kv="float32"), hidden) < 1e-5
+
+
+@pytest.mark.parametrize("isa", ["scalar", "auto"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_turned_inputs(make_file: Callable[..., Any], reference: Any, architecture: str, isa: str) -> None:
+    """Blocks of 8 and 64 where the widths allow them; then one of q, k and v as it was, and all of the MLP."""
+    path, file = make_file(ARCHITECTURES[architecture], activation="none", hadamard_block=64)
+    assert set(file.rotations) == {"hidden", "attention", "mlp"}
+    assert _distance(Model(path, isa=isa).logits(IDS, kv="float32"), reference(file).run(IDS)[0]) < 1e-5
+    straight = ("model.layers.0.attention.k_proj.weight", "model.layers.1.mlp.up_proj.weight")
+    for name, tensor in file.tensors.items():
+        if name in straight or "down_proj" in name:
+            file.tensors[name] = replace(tensor, turned=False)
+    onebit_file.write(path, file)
+    assert _distance(Model(path, isa=isa).logits(IDS, kv="float32"), reference(file).run(IDS)[0]) < 1e-5
+
+
+@pytest.mark.parametrize("activation", ["int8", "sign"])
+def test_turned_inputs_are_rounded_after_they_are_turned(
+    make_file: Callable[..., Any], reference: Any, activation: str
+) -> None:
+    path, file = make_file({"num_layers": 1}, activation=activation, granularity="per_group", hadamard_block=256)
+    model = Model(path)
+    distances = [_distance(model.logits([token])[0], reference(file).run([token])[0][0]) for token in IDS]
+    assert np.median(distances) < 1e-3
+
+
+def test_the_scale_of_scores(make_file: Callable[..., Any], reference: Any) -> None:
+    plain = Model(make_file({}, activation="none")[0]).logits(IDS, kv="float32")
+    path, file = make_file({"attention_scale": 0.5}, activation="none")
+    logits = Model(path).logits(IDS, kv="float32")
+    assert _distance(logits, reference(file).run(IDS)[0]) < 1e-5
+    assert _distance(logits, plain) > 1e-2
 
 
 @pytest.mark.parametrize("granularity", ["per_tensor", "per_row", "per_group"])

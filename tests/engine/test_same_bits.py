@@ -43,6 +43,19 @@ def test_scalar_and_simd(
     assert scalar.tobytes() == simd.tobytes(), f"largest difference {np.abs(scalar - simd).max()}"
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("block", [4, 16, 1024])
+def test_turned_inputs(make_file: Callable[..., Any], isa: str, block: int) -> None:
+    if not _available(isa):
+        pytest.skip(f"no {isa} here")
+    sizes = {"hidden_size": 192, "head_dim": 32, "intermediate_size": 260}
+    path, _ = make_file(sizes, granularity="per_group", hadamard_block=block, embedding_layout="ternary5_t16")
+    expected = Model(path, isa="scalar", threads=1).logits(IDS).tobytes()
+    assert Model(path, isa=isa, threads=2).logits(IDS).tobytes() == expected
+    session = Model(path, isa=isa, threads=1).session()
+    assert b"".join(session.decode(token).tobytes() for token in IDS) == expected
+
+
 @pytest.mark.parametrize("isa", ["scalar", "auto"])
 @pytest.mark.parametrize("layout", ["ternary_t16", "ternary5_t16", "binary_t16", "float16"])
 def test_threads_batches_and_decode(make_file: Callable[..., Any], isa: str, layout: str) -> None:

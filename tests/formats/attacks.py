@@ -9,11 +9,16 @@ from __future__ import annotations
 import struct
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from onebit.formats.crc32c import crc32c
+from onebit.formats.layout import Kind
 from onebit.formats.onebit_file import write
 from onebit.formats.random_model import random_description, random_file
+from onebit.formats.stored_tensor import StoredTensor
 
 SECTIONS, SECTION, TENSOR = 128, 32, 128
 
@@ -35,6 +40,30 @@ def honest() -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "honest.1bit"
         write(path, model)
+        return path.read_bytes()
+
+
+def honest_optional() -> bytes:
+    """A valid file with what is optional: frequencies of its own, in the second record, and inputs that are turned."""
+    description = random_description(
+        vocab_size=3,
+        hidden_size=4,
+        num_layers=1,
+        num_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        intermediate_size=5,
+        max_seq_len=4,
+        attention_scale=0.5,
+    )
+    model = random_file(description, layout="ternary", hadamard_block=4, config={"a": [1]})
+    (first, embedding), *others = model.tensors.items()
+    values = np.array([1.0, 0.5, 0.25, 0.125])
+    frequencies = StoredTensor.from_values("model.rope.inv_freq", Kind.ROPE_FREQUENCIES, None, values)
+    tensors = {first: embedding, frequencies.name: frequencies, **dict(others)}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "honest.1bit"
+        write(path, replace(model, tensors=tensors))
         return path.read_bytes()
 
 
@@ -129,6 +158,8 @@ def model_attacks(raw: bytes) -> Iterator[tuple[str, bytes]]:
     for index, name in enumerate(("norm_eps", "rope_theta", "residual_scale")):
         for label, number in (("nan", float("nan")), ("inf", float("inf")), ("negative", -1.0), ("0", 0.0)):
             yield f"model_{name}_{label}", patched(raw, at + 48 + 4 * index, struct.pack("<f", number))
+    for label, number in (("nan", float("nan")), ("inf", float("inf")), ("negative", -1.0)):  # 0 is the usual one
+        yield f"model_attention_scale_{label}", patched(raw, at + 60, struct.pack("<f", number))
     yield "model_needs_qk_norm", patched(raw, at + 44, u32(5))
     yield "model_needs_head", patched(raw, at + 44, u32(0))
     yield "model_eos_out_of_vocabulary", patched(raw, at + 68, u32(3))
@@ -186,11 +217,59 @@ def tensor_attacks(raw: bytes) -> Iterator[tuple[str, bytes]]:
     yield "data_changed", raw[:data] + bytes([raw[data] ^ 1]) + raw[data + 1 :]
 
 
+def rope_attacks(raw: bytes) -> Iterator[tuple[str, bytes]]:
+    """Lies in the frequencies of rope and in their record, the second."""
+    table = struct.unpack_from("<Q", raw, 48)[0]
+    at = table + TENSOR
+    data = struct.unpack_from("<Q", raw, at + 88)[0]
+    numbers = (("nan", "nan"), ("inf", "inf"), ("negative", "-0.5"), ("0", "0"), ("above_1", "1.5"))
+    for label, number in numbers:
+        values = raw[data : data + 8] + struct.pack("<f", float(number)) + raw[data + 12 : data + 64]
+        changed = raw[:data] + values + raw[data + 64 :]
+        yield f"rope_frequency_{label}", patched(changed, at + 84, u32(crc32c(values)))
+    for cols in (3, 5):  # of the same bytes: a row takes 64
+        yield f"rope_{cols}_frequencies", patched(raw, at + 76, u32(cols))
+    yield (
+        "rope_two_rows",
+        patched(patched(patched(raw, at + 72, u32(2)), at + 96, u64(128)), at + 88, u64(len(raw) - 128)),
+    )
+    yield "rope_float16", patched(raw, at + 68, b"\1")
+    yield "rope_rounds_inputs", patched(raw, at + 70, b"\1")
+    yield "rope_in_a_layer", patched(raw, at + 66, u16(0))
+    norm = next(k for k in range(table, len(raw), TENSOR) if raw[k:].startswith(b"model.norm.weight\0"))
+    yield "rope_twice", patched(raw, norm, raw[at : at + 66])
+    model = struct.unpack_from("<Q", raw, SECTIONS + 16)[0]
+    yield "rope_with_learned_positions", patched(raw, model + 40, u32(0))
+
+
+def hadamard_attacks(raw: bytes) -> Iterator[tuple[str, bytes]]:
+    """Lies in section HADAMARD, the second: blocks of 4 for inputs 4 (hidden) and 16 (attention) wide."""
+    record = SECTIONS + SECTION
+    assert raw[record : record + 8] == b"HADAMARD"
+    at, size = struct.unpack_from("<QQ", raw, record + 16)
+    for label, block in (("1", 1), ("3", 3), ("8", 8), ("huge", 2**31)):
+        yield f"hadamard_block_{label}", patched(raw, at, u32(block))
+    yield "hadamard_block_of_the_mlp", patched(raw, at + 8, u32(4))
+    yield "hadamard_no_block", patched(raw, at, u32(0))
+    yield "hadamard_reserved", patched(raw, at + 12, u32(1))
+    yield "hadamard_signs_beyond", patched(raw, at + 16, b"\x10")
+    for length in (0, 15, 16, size - 8, size - 1):
+        yield f"hadamard_bytes_{length}", patched(raw, record + 24, u64(length))
+    yield "hadamard_missing", patched(patched(raw, record, b"OTHER\0\0\0"), record + 8, u32(0))
+    yield "hadamard_newer", patched(raw, record, b"HADAMAR2")
+    table = struct.unpack_from("<Q", raw, 48)[0]
+    for name in (b"model.norm.weight", b"model.rope.inv_freq", b"model.layers.0.mlp.down_proj.weight"):
+        tensor = next(k for k in range(table, len(raw), TENSOR) if raw[k:].startswith(name + b"\0"))
+        turned = raw[tensor + 70] | 128
+        yield f"hadamard_turns_{name.split(b'.')[-2].decode()}", patched(raw, tensor + 70, bytes([turned]))
+
+
 def attacks() -> dict[str, bytes]:
     """name -> file, every one of them to be refused."""
-    raw = honest()
+    raw, optional = honest(), honest_optional()
     makers = (header_attacks, section_attacks, model_attacks, tensor_attacks)
-    return {name: file for maker in makers for name, file in maker(raw)}
+    made = {name: file for maker in makers for name, file in maker(raw)}
+    return made | dict([*rope_attacks(optional), *hadamard_attacks(optional)])
 
 
 KEPT = (
@@ -206,12 +285,17 @@ KEPT = (
 )
 
 
+def kept() -> list[str]:
+    """The names of those that are kept: one of each sort, and all of what is optional."""
+    return [*KEPT, *(name for name in attacks() if name.startswith(("rope_", "hadamard_")))]
+
+
 def main() -> None:
     """Write the kept attacks."""
     folder = Path(__file__).parent.parent / "attacks"
     folder.mkdir(exist_ok=True)
     made = attacks()
-    for name in KEPT:
+    for name in kept():
         (folder / f"{name}.1bit").write_bytes(made[name])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import random
+import re
 import sys
 import tracemalloc
 from pathlib import Path
@@ -25,6 +26,7 @@ sys.modules["onebit_attacks"] = attacks
 _SPEC.loader.exec_module(attacks)
 
 HONEST: bytes = attacks.honest()
+OPTIONAL: bytes = attacks.honest_optional()
 MADE: dict[str, bytes] = attacks.attacks()
 KEPT = sorted((Path(__file__).parent.parent / "attacks").glob("*.1bit"))
 META = int.from_bytes(HONEST[24:32], "little")
@@ -45,8 +47,9 @@ def read_all(path: Path) -> None:
         tensor.values()
 
 
-def test_the_honest_file_is_fine(tmp_path: Path) -> None:
-    (tmp_path / "honest.1bit").write_bytes(HONEST)
+@pytest.mark.parametrize("honest", [HONEST, OPTIONAL])
+def test_the_honest_files_are_fine(honest: bytes, tmp_path: Path) -> None:
+    (tmp_path / "honest.1bit").write_bytes(honest)
     read_all(tmp_path / "honest.1bit")
 
 
@@ -69,6 +72,33 @@ def test_lies_are_refused(name: str, tmp_path: Path) -> None:
 def test_kept_attacks_are_refused(path: Path) -> None:
     refused(path)
     assert path.read_bytes() == MADE[path.stem], "run tests/formats/attacks.py again"
+
+
+def test_all_attacks_that_are_to_be_kept_are_there() -> None:
+    assert [path.stem for path in KEPT] == sorted(attacks.kept()), "run tests/formats/attacks.py again"
+
+
+# What an attack that is kept must be told; tests/engine/test_refusals.py has the engine's words.
+SAID = {
+    "rope_frequency": "model.rope.inv_freq: a frequency is not a positive number up to 1",
+    "rope_3": r"model.rope.inv_freq: shape \(1, 3\), expected \(1, 4\)",
+    "rope_float16": "model.rope.inv_freq: layout float16 is not for this kind",
+    "rope_rounds": "model.rope.inv_freq: activation int8 is not for this kind",
+    "rope_in_a_layer": "model.rope.inv_freq: kind rope_frequencies of layer 0, expected",
+    "rope_twice": "tensor model.rope.inv_freq is there twice",
+    "hadamard_block_3": "section HADAMARD: blocks of 3, expected a power of two that divides 4",
+    "hadamard_signs": "section HADAMARD: signs of more than 4 inputs",
+    "hadamard_bytes": "section HADAMARD",
+    "hadamard_newer": "section HADAMAR2 is required and unknown to this onebit; a newer one is needed",
+    "hadamard_turns": "turns its inputs, for which the file has no rotation",
+}
+
+
+@pytest.mark.parametrize("name", [name for name in MADE if name.startswith(tuple(SAID))])
+def test_what_is_optional_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    (tmp_path / "m.1bit").write_bytes(MADE[name])
+    expected = next(said for start, said in SAID.items() if name.startswith(start))
+    assert re.search(expected, refused(tmp_path / "m.1bit"))
 
 
 def test_no_file_and_a_folder(tmp_path: Path) -> None:
@@ -116,10 +146,13 @@ def test_every_flipped_bit_is_noticed(count: int | None, tmp_path: Path) -> None
 
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.tuples(st.integers(0, META - 1), st.integers(0, 255)), min_size=1, max_size=6))
-def test_random_damage_with_a_good_checksum(tmp_path: Path, changes: list[tuple[int, int]]) -> None:
+@given(
+    st.sampled_from([HONEST, OPTIONAL]),
+    st.lists(st.tuples(st.integers(0, META - 1), st.integers(0, 255)), min_size=1, max_size=6),
+)
+def test_random_damage_with_a_good_checksum(tmp_path: Path, honest: bytes, changes: list[tuple[int, int]]) -> None:
     """Whatever the header says, reading and decoding end well or in FormatError."""
-    damaged = bytearray(HONEST)
+    damaged = bytearray(honest)
     for at, value in changes:
         damaged[at] = value
     path = tmp_path / "fuzz.1bit"

@@ -3,6 +3,8 @@ named."""
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from onebit.errors import ConfigError, EngineError  # noqa: E402
 from onebit.formats.export import from_model  # noqa: E402
 from onebit.formats.onebit_file import read, write  # noqa: E402
 from onebit.models.converted import Conversion, convert_model  # noqa: E402
+from onebit.nn.hadamard import rotation_signs  # noqa: E402
 
 # As tests/parity: with float activations only the order of sums differs; an int8 input may fall on the other side of
 # a half, which moves a few logits by a step.
@@ -132,6 +135,33 @@ def test_fused_projections_are_cut_without_a_change(name: str, granularity: str,
     assert difference(converted(name, settings), tmp_path / "m.1bit", pack_mode="ternary5").max() <= FLOAT_MAX
 
 
+@pytest.mark.parametrize("tables", [False, True])
+@pytest.mark.parametrize("name", ["llama", "qwen3", "phi3", "gpt2"])
+def test_turned_inputs_are_turned_in_the_engine_too(name: str, tables: bool, tmp_path: Path) -> None:
+    """hidden_size 48 allows blocks of 16, q's 48 or 64 of 16 or 64, the MLP's 80 or 192 of 16 or 64."""
+    settings = {"hadamard_block": 64, "tables": tables}
+    options = {"embedding_level": None if tables else "float32"}
+    exact = converted(name, {**settings, "activation_quantizer": "none"})
+    assert difference(exact, tmp_path / "m.1bit", **options).max() <= FLOAT_MAX
+    stored = read(tmp_path / "m.1bit")
+    assert stored.rotations["hidden"].block == 16
+    assert stored.tensors["model.embed_tokens.weight"].turned == tables
+    signs = stored.rotations["mlp"].signs(stored.description.intermediate_size)
+    assert np.array_equal(signs, rotation_signs(stored.description.intermediate_size).numpy())
+    rounded = difference(converted(name, settings), tmp_path / "m.1bit", layout="exchange", **options)
+    assert np.median(rounded) <= INT8_MEDIAN
+    assert rounded.max() <= INT8_MAX
+    assert "HADAMARD" in (tmp_path / "m.1bit").read_bytes()[:512].decode("latin1")
+
+
+def test_turned_and_float_layers_stand_side_by_side(tmp_path: Path) -> None:
+    settings = {"hadamard_block": 16, "activation_quantizer": "none", "exclude": ("lm_head", "layers.0", "k_proj")}
+    assert difference(converted("llama", settings), tmp_path / "m.1bit").max() <= FLOAT_MAX
+    tensors = read(tmp_path / "m.1bit").tensors
+    assert not tensors["model.layers.1.attention.k_proj.weight"].turned
+    assert tensors["model.layers.1.attention.q_proj.weight"].turned
+
+
 @pytest.mark.parametrize("name", ["qwen3", "phi3"])
 def test_added_sub_norms_and_float_layers_are_carried(name: str, tmp_path: Path) -> None:
     settings = {"sub_norms": True, "activation_quantizer": "none", "exclude": ("lm_head", "layers.0")}
@@ -192,12 +222,9 @@ def test_scaled_frequencies_are_those_of_transformers_and_tell(tmp_path: Path) -
         ("llama", {"hidden_act": "gelu"}, {}, "hidden_act is 'gelu'"),
         ("llama", {"eos_token_id": [2, 3]}, {}, "eos_token_id"),
         ("llama", {"rope_parameters": {**ROPE["linear"], "rope_type": "dynamic"}}, {}, "rope_type is 'dynamic'"),
-        ("llama", {"rope_parameters": {**ROPE["yarn"], "attention_factor": 1.2}}, {}, "attention_factor 1.2"),
         ("phi3", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}}, {},
          "partial_rotary_factor is 0.5"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, {}, "scale_attn_by_inverse_layer_idx"),
-        ("gpt2", {"scale_attn_weights": False}, {}, "scale_attn_weights"),
-        ("llama", {}, {"hadamard_block": 16}, "hadamard_block"),
         ("llama", {}, {"rmsnorm_post_attn": True}, "rmsnorm_post_attn"),
     ],
 )  # fmt: skip
@@ -241,7 +268,28 @@ def test_frequencies_that_are_none_are_refused_by_both_readers(value: float, tmp
         engine_logits(tmp_path / "m.1bit")
 
 
-@pytest.mark.parametrize("conversion", [{}, {"tables": True}])
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_yarns_factor_on_attention_scales_the_scores(name: str, tmp_path: Path) -> None:
+    for factor, expected in ((1.3, 1.3), (None, 0.1 * math.log(4.0) + 1.0)):
+        rope = {key: value for key, value in ROPE["yarn"].items() if key != "attention_factor"}
+        rope |= {} if factor is None else {"attention_factor": factor}
+        model = converted(name, {"activation_quantizer": "none"}, rope_parameters=rope)
+        assert difference(model, tmp_path / "m.1bit").max() <= FLOAT_MAX
+        stored = read(tmp_path / "m.1bit")
+        head_dim = stored.description.head_dim
+        assert stored.description.attention_scale == pytest.approx(expected**2 / head_dim**0.5, rel=1e-6)
+        plain = dataclasses.replace(stored.description, attention_scale=None)
+        write(tmp_path / "plain.1bit", dataclasses.replace(stored, description=plain))
+        assert np.abs(engine_logits(tmp_path / "plain.1bit") - logits_of(model)).max() > 0.01
+
+
+def test_gpt2_without_a_scale_of_its_scores(tmp_path: Path) -> None:
+    model = converted("gpt2", {"activation_quantizer": "none"}, scale_attn_weights=False)
+    assert difference(model, tmp_path / "m.1bit").max() <= FLOAT_MAX
+    assert read(tmp_path / "m.1bit").description.attention_scale == 1.0
+
+
+@pytest.mark.parametrize("conversion", [{}, {"tables": True}, {"tables": True, "hadamard_block": 16}])
 def test_a_converted_folder_becomes_a_verified_file(
     conversion: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

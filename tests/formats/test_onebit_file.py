@@ -226,9 +226,11 @@ def test_writer_refuses_what_the_reader_would(tmp_path: Path) -> None:
         (model.tensors | {name: dataclasses.replace(model.tensors[name], layer=0)}, "kind up of layer 0"),
         (model.tensors | {name: model.tensors["model.layers.1.mlp.down_proj.weight"]}, "filed under"),
     ]
-    embedding = model.tensors["model.embed_tokens.weight"]
-    sign = dataclasses.replace(embedding, activation=Activation.SIGN)
-    broken.append((model.tensors | {embedding.name: sign}, "activation sign"))
+    norm = model.tensors["model.norm.weight"]
+    sign = dataclasses.replace(norm, activation=Activation.SIGN)
+    broken.append((model.tensors | {norm.name: sign}, "activation sign"))
+    turned = dataclasses.replace(model.tensors[name], turned=True)
+    broken.append((model.tensors | {name: turned}, "turns its inputs"))
     for tensors, what in broken:
         with pytest.raises(FormatError, match=what):
             write(path, dataclasses.replace(model, tensors=tensors))

@@ -58,6 +58,7 @@ static void enter_scalar(ob_kernels *k) {
     k->norm_quantize = ob_norm_quantize_ref;
     k->activate = ob_activate_ref;
     k->rotate = ob_rotate_ref;
+    k->turn = ob_turn_ref;
     k->add = ob_add_ref;
     k->kv_store = ob_kv_store_ref;
     k->kv_load = ob_kv_load_ref;

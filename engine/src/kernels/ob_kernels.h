@@ -25,6 +25,8 @@ typedef struct ob_weights {
     uint32_t tiles_group; /* tiles of a full group */
     uint32_t tiles_block; /* tiles of a row block */
     uint32_t codes_cols;  /* int8 activations a token needs: cols with every group padded to whole tiles */
+    uint32_t turn_block;  /* of `turn`; 0 without */
+    const float *turn;    /* factors [cols] by which the inputs are turned first; NULL: they are not */
     uint16_t kind, layer;
     uint8_t layout, granularity, activation, scale_type;
 } ob_weights;
@@ -63,6 +65,10 @@ typedef void ob_norm_quantize_fn(const ob_norm *norm, const ob_weights *w, const
 typedef void ob_activate_fn(uint32_t mlp, const float *gate, float *up, uint32_t size);
 /* One head in place: (x[i], x[i + half]) turned by the angle whose cosine and sine are given, i < half. */
 typedef void ob_rotate_fn(float *x, const float *cosines, const float *sines, uint32_t half);
+/* The signed Walsh-Hadamard rotation, in place: x times factors [size], which are 1 / sqrt(block) with signs; then in
+ * each `block` of inputs, a power of two that divides size, for h = 1, 2, 4, ... block / 2 the pairs x[i], x[i + h]
+ * (those without bit h in i) become sum and difference. back: the pairs first and the factors last, its inverse. */
+typedef void ob_turn_fn(float *x, const float *factors, uint32_t size, uint32_t block, int back);
 /* x += scale * y */
 typedef void ob_add_fn(float *x, const float *y, float scale, uint32_t size);
 
@@ -102,6 +108,7 @@ typedef struct ob_kernels {
     ob_norm_quantize_fn *norm_quantize;
     ob_activate_fn *activate;
     ob_rotate_fn *rotate;
+    ob_turn_fn *turn;
     ob_add_fn *add;
     ob_kv_store_fn *kv_store;
     ob_kv_load_fn *kv_load;
@@ -166,6 +173,7 @@ ob_linear_fn ob_linear_any_f32_ref, ob_linear_any_i8_ref;
 ob_norm_quantize_fn ob_norm_quantize_ref;
 ob_activate_fn ob_activate_ref;
 ob_rotate_fn ob_rotate_ref;
+ob_turn_fn ob_turn_ref;
 ob_add_fn ob_add_ref;
 ob_kv_store_fn ob_kv_store_ref;
 ob_kv_load_fn ob_kv_load_ref;

@@ -59,7 +59,8 @@ INLINE int32_t sum_lanes(vint v) {
 }
 
 /* max: a > b ? a : b;  min: a < b ? a : b;  pick: a > b ? x : y;  rounded: nearest, ties to even, |v| < 2^22;
- * times_power: p * 2^n for whole n, rounded once;  codes: the low byte of each lane. */
+ * times_power: p * 2^n for whole n, rounded once;  codes: the low byte of each lane;  swapped: lane l is lane l ^ h, h a
+ * power of two below W. */
 #if defined(OB_SET_AVX512)
 
 INLINE vfloat max(vfloat a, vfloat b) { return (vfloat)_mm512_max_ps((__m512)a, (__m512)b); }
@@ -69,6 +70,15 @@ INLINE vfloat pick(vfloat a, vfloat b, vfloat x, vfloat y) {
 }
 INLINE vint rounded(vfloat v) { return (vint)_mm512_cvtps_epi32((__m512)v); }
 INLINE vfloat times_power(vfloat p, vfloat n) { return (vfloat)_mm512_scalef_ps((__m512)p, (__m512)n); }
+INLINE vfloat swapped(vfloat v, int h) {
+    __m512 x = (__m512)v;
+    switch (h) {
+    case 1: return (vfloat)_mm512_permute_ps(x, 0xb1);
+    case 2: return (vfloat)_mm512_permute_ps(x, 0x4e);
+    case 4: return (vfloat)_mm512_shuffle_f32x4(x, x, 0xb1);
+    default: return (vfloat)_mm512_shuffle_f32x4(x, x, 0x4e);
+    }
+}
 INLINE void store_codes(int8_t *to, vint codes) { _mm_storeu_si128((__m128i *)(void *)to, _mm512_cvtepi32_epi8((__m512i)codes)); }
 INLINE vfloat load_codes(const uint8_t *from) {
     return (vfloat)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)from)));
@@ -88,6 +98,14 @@ INLINE vfloat pick(vfloat a, vfloat b, vfloat x, vfloat y) {
     return (vfloat)_mm256_blendv_ps((__m256)y, (__m256)x, _mm256_cmp_ps((__m256)a, (__m256)b, _CMP_GT_OQ));
 }
 INLINE vint rounded(vfloat v) { return (vint)_mm256_cvtps_epi32((__m256)v); }
+INLINE vfloat swapped(vfloat v, int h) {
+    __m256 x = (__m256)v;
+    switch (h) {
+    case 1: return (vfloat)_mm256_permute_ps(x, 0xb1);
+    case 2: return (vfloat)_mm256_permute_ps(x, 0x4e);
+    default: return (vfloat)_mm256_permute2f128_ps(x, x, 1);
+    }
+}
 INLINE void store_codes(int8_t *to, vint codes) {
     __m128i words = _mm_packs_epi32(_mm256_castsi256_si128((__m256i)codes), _mm256_extracti128_si256((__m256i)codes, 1));
     _mm_storel_epi64((__m128i *)(void *)to, _mm_packs_epi16(words, words));
@@ -108,6 +126,7 @@ INLINE vfloat pick(vfloat a, vfloat b, vfloat x, vfloat y) { return vbslq_f32(vc
 INLINE vfloat max(vfloat a, vfloat b) { return pick(a, b, a, b); }
 INLINE vfloat min(vfloat a, vfloat b) { return pick(b, a, a, b); }
 INLINE vint rounded(vfloat v) { return (vint)vcvtnq_s32_f32(v); }
+INLINE vfloat swapped(vfloat v, int h) { return h == 1 ? vrev64q_f32(v) : vextq_f32(v, v, 2); }
 INLINE void store_codes(int8_t *to, vint codes) {
     int16x4_t words = vmovn_s32((int32x4_t)codes);
     int32x2_t bytes = vreinterpret_s32_s8(vmovn_s16(vcombine_s16(words, words)));
@@ -130,6 +149,10 @@ INLINE vfloat pick(vfloat a, vfloat b, vfloat x, vfloat y) {
 INLINE vfloat max(vfloat a, vfloat b) { return (vfloat)wasm_f32x4_pmax((v128_t)b, (v128_t)a); } /* b < a ? a : b */
 INLINE vfloat min(vfloat a, vfloat b) { return (vfloat)wasm_f32x4_pmin((v128_t)b, (v128_t)a); }
 INLINE vint rounded(vfloat v) { return (vint)(v + 12582912.0f) - 0x4b400000; }
+INLINE vfloat swapped(vfloat v, int h) {
+    v128_t x = (v128_t)v;
+    return (vfloat)(h == 1 ? wasm_i32x4_shuffle(x, x, 1, 0, 3, 2) : wasm_i32x4_shuffle(x, x, 2, 3, 0, 1));
+}
 INLINE void store_codes(int8_t *to, vint codes) {
     v128_t words = wasm_i16x8_narrow_i32x4((v128_t)codes, (v128_t)codes);
     wasm_v128_store32_lane(to, wasm_i8x16_narrow_i16x8(words, words), 0);

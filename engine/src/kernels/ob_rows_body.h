@@ -159,6 +159,57 @@ TARGET static void rotate(float *x, const float *cosines, const float *sines, ui
     }
 }
 
+/* For h = 1, 2, 4, 8 the sign bit of the lanes that have bit h: a difference is the other's value minus their own. */
+enum { N = INT32_MIN };
+static const int32_t subtracted[4][OB_LANES] = {{0, N, 0, N, 0, N, 0, N, 0, N, 0, N, 0, N, 0, N},
+                                                {0, 0, N, N, 0, 0, N, N, 0, 0, N, N, 0, 0, N, N},
+                                                {0, 0, 0, 0, N, N, N, N, 0, 0, 0, 0, N, N, N, N},
+                                                {0, 0, 0, 0, 0, 0, 0, 0, N, N, N, N, N, N, N, N}};
+
+/* The pairs of distance 2^stage < W, both in one register. */
+INLINE vfloat turn_lanes(vfloat v, int stage) {
+    vint signs = (vint)load((const float *)(const void *)subtracted[stage]);
+    return swapped(v, 1 << stage) + (vfloat)((vint)v ^ signs);
+}
+
+/* Pairs of distance h and of 2 h in one pass. */
+INLINE void turn_fours(float *x, uint32_t size, uint32_t h) {
+    for (uint32_t i = 0; i < size; i += 4 * h)
+        for (uint32_t k = i; k < i + h; k += W) {
+            vfloat a = load(x + k), b = load(x + k + h), c = load(x + k + 2 * h), d = load(x + k + 3 * h);
+            vfloat sum = a + b, difference = a - b, sum2 = c + d, difference2 = c - d;
+            store(x + k, sum + sum2);
+            store(x + k + h, difference + difference2);
+            store(x + k + 2 * h, sum - sum2);
+            store(x + k + 3 * h, difference - difference2);
+        }
+}
+
+INLINE void turn_pairs(float *x, uint32_t size, uint32_t h) {
+    for (uint32_t i = 0; i < size; i += 2 * h)
+        for (uint32_t k = i; k < i + h; k += W) {
+            vfloat a = load(x + k), b = load(x + k + h);
+            store(x + k, a + b);
+            store(x + k + h, a - b);
+        }
+}
+
+TARGET static void turn(float *x, const float *factors, uint32_t size, uint32_t block, int back) {
+    if (block < W) {
+        ob_turn_ref(x, factors, size, block, back);
+        return;
+    }
+    for (uint32_t k = 0; k < size; k += W) {
+        vfloat v = back ? load(x + k) : load(x + k) * load(factors + k);
+        UNROLL for (int stage = 0; 1 << stage < W; stage++) v = turn_lanes(v, stage);
+        store(x + k, v);
+    }
+    uint32_t h = W;
+    for (; 4 * h <= block; h *= 4) turn_fours(x, size, h);
+    if (h < block) turn_pairs(x, size, h);
+    for (uint32_t k = 0; back && k < size; k += W) store(x + k, load(x + k) * load(factors + k));
+}
+
 TARGET static void add(float *x, const float *y, float scale, uint32_t size) {
     uint32_t k = 0;
     for (; k + W <= size; k += W) store(x + k, load(x + k) + scale * load(y + k));
@@ -203,6 +254,7 @@ OB_INLINE void enter_rows(ob_kernels *k, uint8_t isa) {
     k->norm_quantize = norm_quantize;
     k->activate = activate;
     k->rotate = rotate;
+    k->turn = turn;
     k->add = add;
     k->kv_store = kv_store;
     k->kv_load = kv_load;

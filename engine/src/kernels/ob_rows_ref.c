@@ -113,6 +113,20 @@ void ob_rotate_ref(float *x, const float *cosines, const float *sines, uint32_t 
     }
 }
 
+void ob_turn_ref(float *x, const float *factors, uint32_t size, uint32_t block, int back) {
+    if (!back)
+        for (uint32_t k = 0; k < size; k++) x[k] *= factors[k];
+    for (uint32_t h = 1; h < block; h *= 2)
+        for (uint32_t i = 0; i < size; i += 2 * h)
+            for (uint32_t k = i; k < i + h; k++) {
+                float a = x[k], b = x[k + h];
+                x[k] = a + b;
+                x[k + h] = a - b;
+            }
+    if (back)
+        for (uint32_t k = 0; k < size; k++) x[k] *= factors[k];
+}
+
 void ob_add_ref(float *x, const float *y, float scale, uint32_t size) {
     for (uint32_t k = 0; k < size; k++) x[k] += scale * y[k];
 }

@@ -109,8 +109,8 @@ static void change_field(uint8_t *data, size_t size, uint64_t *random) {
     case 1: case 2:
         if (!num_sections || sections > size) return;
         at = sections + (uint64_t)SECTION_BYTES * (fuzz_random(random) % num_sections);
-        if (fuzz_random(random) % 2) { /* MODEL first: a field of the description, often only a little off */
-            if (!has(size, at, SECTION_BYTES) || memcmp(data + at, "MODEL", 6)) return;
+        if (fuzz_random(random) % 2) { /* a field of the description or of the rotations, often only a little off */
+            if (!has(size, at, SECTION_BYTES) || (memcmp(data + at, "MODEL", 6) && memcmp(data + at, "HADAMARD", 8))) return;
             at = fuzz_get(data + at + 16, 8) + 4 * (fuzz_random(random) % 19);
             if (has(size, at, 4) && fuzz_random(random) % 2) value = fuzz_get(data + at, 4) + fuzz_random(random) % 3 - 1;
         } else {
@@ -123,7 +123,7 @@ static void change_field(uint8_t *data, size_t size, uint64_t *random) {
         at = record[fuzz_random(random) % sizeof record];
         bytes = at >= 88 ? 8 : at >= 72 ? 4 : at >= 68 ? 1 : 2;
         at += tensors + (uint64_t)RECORD_BYTES * (fuzz_random(random) % num_tensors);
-        if (bytes == 1) value = fuzz_random(random) % 12;
+        if (bytes == 1) value = fuzz_random(random) % 12 + (fuzz_random(random) % 4 ? 0 : 128);
         else if (has(size, at, 8) && fuzz_random(random) % 3 == 0)
             value = fuzz_get(data + at, bytes) + (fuzz_random(random) % 3 - 1) * (uint64_t)(1u << fuzz_random(random) % 8);
     }

@@ -40,8 +40,9 @@ def write_models(folder: Path) -> None:
             sections = {"tokenizer_binary": compile_tokenizer(tokenizer)} if granularity == "per_tensor" else {}
             file = random_file(
                 description, layout=layout, granularity=granularity, group_size=64, biases=index % 3 == 0,
-                activation=("int8", "sign", "none")[index % 3], embedding_layout=("float16", "int8", "int4")[index % 3],
-                seed=index, **sections,
+                activation=("int8", "sign", "none")[index % 3],
+                embedding_layout=("float16", "int8", "ternary_t16")[index % 3],
+                hadamard_block=8 if granularity == "per_row" else 1, seed=index, **sections,
             )  # fmt: skip
             onebit_file.write(folder / f"{layout}_{granularity}.1bit", file)
 

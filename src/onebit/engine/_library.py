@@ -71,7 +71,7 @@ class CDescription(ctypes.Structure):
                 "flags",
             )
         ],
-        *[(name, c_float) for name in ("norm_eps", "rope_theta", "residual_scale", "zero0")],
+        *[(name, c_float) for name in ("norm_eps", "rope_theta", "residual_scale", "attention_scale")],
         *[(name, c_uint32) for name in ("bos_token", "eos_token", "pad_token", "zero1")],
         ("zeros", c_uint32 * 12),
     ]

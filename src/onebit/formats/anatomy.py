@@ -8,6 +8,7 @@ a row, or to a part of a row.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -102,7 +103,7 @@ def parts_of(model: Any, description: ModelDescription) -> dict[str, Part]:
     layers, norm = blocks_of(model)
     parts = {name: Part(module) for name, module in table_modules(model).items()}
     parts["model.norm"] = Part(norm)
-    frequencies = _frequencies(model.config, description)
+    frequencies = None if description.position == "learned" else _scaled_rope(model.config)[0]
     if frequencies is not None:
         parts["model.rope"] = Part(_Frequencies(frequencies))
     for index, layer in enumerate(layers):
@@ -140,6 +141,7 @@ def describe_transformers(model: Any, eos: int | None) -> ModelDescription:
     names = {name for name, _ in layers[0].named_modules()}
     gpt2, heads = config.model_type == "gpt2", config.num_attention_heads
     rope = {} if gpt2 else config.rope_parameters
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     return ModelDescription(
         vocab_size=config.vocab_size,
@@ -147,7 +149,7 @@ def describe_transformers(model: Any, eos: int | None) -> ModelDescription:
         num_layers=len(layers),
         num_heads=heads,
         num_key_value_heads=getattr(config, "num_key_value_heads", None) or heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        head_dim=head_dim,
         intermediate_size=(config.n_inner or 4 * config.n_embd) if gpt2 else config.intermediate_size,
         max_seq_len=config.max_position_embeddings,
         norm="layernorm" if gpt2 else "rmsnorm",
@@ -158,10 +160,19 @@ def describe_transformers(model: Any, eos: int | None) -> ModelDescription:
         tied_head=tied,
         norm_eps=_eps(norm),
         rope_theta=rope.get("rope_theta", 10000.0),
+        attention_scale=_attention_scale(config, head_dim),
         bos=config.bos_token_id,
         eos=eos,
         pad=config.pad_token_id,
     )
+
+
+def _attention_scale(config: Any, head_dim: int) -> float | None:
+    """What scores are multiplied by, where it is not 1 / sqrt(head_dim)."""
+    if config.model_type == "gpt2":
+        return None if config.scale_attn_weights else 1.0
+    factor = _scaled_rope(config)[1]  # on queries and keys alike, so that scores have its square
+    return None if factor == 1.0 else factor**2 / math.sqrt(head_dim)
 
 
 def _mlp_of(config: Any) -> str:
@@ -189,19 +200,15 @@ def _refuse_what_differs(model: Any) -> None:
     for field in ("attn_logit_softcapping", "final_logit_softcapping", "scale_attn_by_inverse_layer_idx"):
         if getattr(config, field, None):
             raise ConfigError(f"{field} is {getattr(config, field)}; a .1bit file has no place for it: train without")
-    if getattr(config, "scale_attn_weights", True) is False:
-        raise ConfigError("scale_attn_weights is false; a .1bit file always divides by sqrt(head_dim): train with it")
     if getattr(config, "add_cross_attention", False):
         raise ConfigError("add_cross_attention is true; a .1bit file holds decoders without an encoder")
     _refuse_windows(config)
     modules = dict(model.named_modules())
-    for name, module in modules.items():
+    for name in modules:
         if name.endswith(".post_attn_norm"):
             raise ConfigError(
                 f"rmsnorm_post_attn put {name} into the model; a .1bit file has no place for it: leave it out"
             )
-        if getattr(module, "rotation", None) is not None:
-            raise ConfigError(f"hadamard_block turns the inputs of {name}; a .1bit file cannot: convert without it")
     norms = {_eps(m) for m in modules.values() if "Norm" in type(m).__name__ and getattr(m, "weight", None) is not None}
     if len(norms) > 1:
         found = " and ".join(f"{eps:g}" for eps in sorted(norms))
@@ -218,10 +225,8 @@ def _refuse_windows(config: Any) -> None:
         )
 
 
-def _frequencies(config: Any, description: ModelDescription) -> Any:
-    """float32 [head_dim / 2] where they are not those of rope_theta alone; None where they are."""
-    if description.position != "rope":
-        return None
+def _scaled_rope(config: Any) -> tuple[Any, float]:
+    """Frequencies, float32 [head_dim / 2], None where they are those of rope_theta; the factor on cosines and sines."""
     rope = config.rope_parameters
     kind = rope.get("rope_type", "default")
     share = rope.get("partial_rotary_factor", getattr(config, "partial_rotary_factor", None))
@@ -233,17 +238,12 @@ def _frequencies(config: Any, description: ModelDescription) -> Any:
             f"use one of {', '.join(_EXACT_ROPE)}, or the original context with rope_type default"
         )
     if kind == "default":
-        return None
+        return None, 1.0
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     inv_freq, factor = ROPE_INIT_FUNCTIONS[kind](config, "cpu")
-    if factor != 1.0:
-        raise ConfigError(
-            f"rope_type {kind} scales attention by attention_factor {factor:g}, for which a .1bit file has no place; "
-            "train with attention_factor 1.0"
-        )
     if not (inv_freq <= 1).all():
         raise ConfigError(
             f"the factor of rope_type {kind} makes frequencies above 1; a .1bit file carries factors from 1 on"
         )
-    return inv_freq
+    return inv_freq, float(factor)

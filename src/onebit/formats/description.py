@@ -20,12 +20,17 @@ MLPS = ("gelu", "relu2", "swiglu", "relu2_glu")
 POSITIONS = ("learned", "rope")
 NO_TOKEN = 0xFFFFFFFF
 
-_STRUCT = struct.Struct("<8I4I3fI3I13I")
+_STRUCT = struct.Struct("<8I4I4f3I13I")
 # Rows of a matrix product stay below 2^17 inputs: 131072 int8 codes of -128 times inputs of 127 is still below 2^31.
 _LARGEST_WIDTH = 1 << 17
 _LARGEST_COUNT = 1 << 24  # vocabulary and positions; far above every model, far below what overflows a 64-bit product
 _COUNTS = ("vocab_size", "max_seq_len")
-_FLOATS = {"norm_eps": (0.0, 1.0), "rope_theta": (1.0, 1e15), "residual_scale": (0.0, 1e3)}
+_FLOATS = {
+    "norm_eps": (0.0, 1.0),
+    "rope_theta": (1.0, 1e15),
+    "residual_scale": (0.0, 1e3),
+    "attention_scale": (0.0, 1e3),
+}
 _QK_NORM, _SUB_NORM, _TIED = 1, 2, 4
 
 
@@ -43,7 +48,10 @@ class TensorPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelDescription:
-    """Architecture of the model in the file. ``None`` for a token id means the model has none."""
+    """Architecture of the model in the file. ``None`` for a token id means the model has none.
+
+    attention_scale: what scores are multiplied by; None is 1 / sqrt(head_dim).
+    """
 
     vocab_size: int
     hidden_size: int
@@ -62,6 +70,7 @@ class ModelDescription:
     norm_eps: float = 1e-5
     rope_theta: float = 10000.0
     residual_scale: float = 1.0
+    attention_scale: float | None = None
     bos: int | None = None
     eos: int | None = None
     pad: int | None = None
@@ -75,6 +84,8 @@ class ModelDescription:
         if self.num_layers >= 0xFFFF:
             raise FormatError(f"model description: num_layers must be below 65535, got {self.num_layers}")
         for name, (low, high) in _FLOATS.items():
+            if name == "attention_scale" and self.attention_scale is None:
+                continue
             value = _as_float32(getattr(self, name))
             object.__setattr__(self, name, value)  # what the file can hold, so that a round trip is equal
             if not (value > 0 and low <= value <= _as_float32(high)):
@@ -110,7 +121,7 @@ class ModelDescription:
         return _STRUCT.pack(
             *(getattr(self, name) for name in _SIZES),
             *(NORMS.index(self.norm), MLPS.index(self.mlp), POSITIONS.index(self.position), flags),
-            *(self.norm_eps, self.rope_theta, self.residual_scale, 0),
+            *(self.norm_eps, self.rope_theta, self.residual_scale, self.attention_scale or 0.0),
             *tokens,
             *([0] * 13),
         )
@@ -122,7 +133,7 @@ class ModelDescription:
             raise FormatError(f"section MODEL has {len(raw)} bytes, expected {_STRUCT.size}")
         fields = _STRUCT.unpack(raw)
         norm, mlp, position, flags = fields[8:12]
-        if any(fields[19:]) or fields[15] or flags & ~(_QK_NORM | _SUB_NORM | _TIED):
+        if any(fields[19:]) or flags & ~(_QK_NORM | _SUB_NORM | _TIED):
             raise FormatError(
                 "section MODEL: a reserved field is not zero; the file needs a newer onebit or is damaged"
             )
@@ -138,6 +149,7 @@ class ModelDescription:
             norm_eps=fields[12],
             rope_theta=fields[13],
             residual_scale=fields[14],
+            attention_scale=fields[15] if raw[60:64] != bytes(4) else None,
             bos=bos,
             eos=eos,
             pad=pad,

@@ -21,6 +21,7 @@ from onebit.errors import ConfigError, FormatError, nearest_name
 from onebit.formats.anatomy import Part, describe_transformers, is_own, parts_of
 from onebit.formats.description import ModelDescription, TensorPlan
 from onebit.formats.export_text import binary_of, chat_strings_of, json_of
+from onebit.formats.hadamard_section import Rotation, rotation_at
 from onebit.formats.layout import RUN_LAYOUT, Activation, Granularity, Kind, Layout
 from onebit.formats.onebit_file import OneBitFile
 from onebit.formats.stored_tensor import StoredTensor
@@ -97,10 +98,13 @@ def from_model(
     _refuse_unknown_parameters(model, plans, parts)
     _check_pack_mode(pack_mode, plans, parts)
     tensors = {}
+    rotations: dict[str, Rotation] = {}
     for index, plan in enumerate(plans):
         tensor = _tensor(plan, parts, choices)
         if tensor is not None:
             tensors[plan.name] = tensor
+            if tensor.turned:
+                rotations |= rotation_at(plan, parts[plan.name.removesuffix(".weight")].module.rotation)
         if progress is not None:
             progress(index + 1, len(plans))
     tokenizer_json = json_of(tokenizer)
@@ -114,6 +118,7 @@ def from_model(
         chat_template=template,
         chat_strings=chat_strings_of(template, tokenizer_json, description),
         manifest=manifest,
+        rotations=rotations,
     )
 
 
@@ -233,7 +238,8 @@ def _tensor(plan: TensorPlan, parts: dict[str, Part], choices: Choices) -> Store
         )
     if parameter == "bias" or len(value.shape) == 1 or plan.kind is Kind.POSITION_EMBEDDING:
         return StoredTensor.from_values(plan.name, plan.kind, plan.layer, _floats(value))
-    return _matrix(plan, part, choices)
+    matrix = _matrix(plan, part, choices)
+    return matrix if getattr(part.module, "rotation", None) is None else replace(matrix, turned=True)
 
 
 def _matrix(plan: TensorPlan, part: Part, choices: Choices) -> StoredTensor:

@@ -21,6 +21,7 @@ __all__ = [
     "LEVEL_OF",
     "RUN_LAYOUT",
     "TILE_WIDTH",
+    "TURNED",
     "Activation",
     "Geometry",
     "Granularity",
@@ -113,6 +114,10 @@ class Activation(IntEnum):
     NONE = 0
     INT8 = 1
     SIGN = 2
+
+
+TURNED = 0x80
+"""Beside an activation in a tensor record: the inputs are turned before they are rounded (section HADAMARD)."""
 
 
 class ScaleType(IntEnum):

@@ -8,6 +8,7 @@ import numpy as np
 
 from onebit.errors import FormatError
 from onebit.formats.description import ModelDescription, TensorPlan
+from onebit.formats.hadamard_section import Rotation, site_of
 from onebit.formats.layout import Activation, Geometry, Kind, Layout
 from onebit.formats.stored_tensor import TensorSource
 
@@ -36,9 +37,11 @@ def check_storage(name: str, kind: Kind, geometry: Geometry, activation: Activat
         )
 
 
-def check_model(description: ModelDescription, tensors: Mapping[str, TensorSource]) -> None:
+def check_model(
+    description: ModelDescription, tensors: Mapping[str, TensorSource], rotations: Mapping[str, Rotation]
+) -> None:
     """Every required tensor is there, none is unknown, and each has the kind, layer and shape the description gives
-    it."""
+    it; what turns its inputs finds a rotation."""
     known = set()
     for plan in description.plan():
         tensor = tensors.get(plan.name)
@@ -52,6 +55,8 @@ def check_model(description: ModelDescription, tensors: Mapping[str, TensorSourc
         if name not in known:
             raise FormatError(f"tensor {name} is unknown to a model of this description")
         check_storage(name, tensor.kind, tensor.geometry, tensor.activation)
+        if tensor.turned and site_of(tensor.kind) not in rotations:
+            raise FormatError(f"tensor {name} turns its inputs, for which the file has no rotation")
 
 
 def _check_frequencies(tensors: Mapping[str, TensorSource]) -> None:

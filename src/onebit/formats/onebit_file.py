@@ -14,6 +14,7 @@ from typing import Any
 
 from onebit.formats.chat_strings import ChatStrings
 from onebit.formats.description import ModelDescription
+from onebit.formats.hadamard_section import Rotation
 from onebit.formats.stored_tensor import StoredTensor
 
 __all__ = ["OneBitFile", "read", "write"]
@@ -21,7 +22,10 @@ __all__ = ["OneBitFile", "read", "write"]
 
 @dataclass(frozen=True, kw_only=True)
 class OneBitFile:
-    """A model as the file holds it. ``tensors`` maps names to tensors in file order; the rest is optional."""
+    """A model as the file holds it. ``tensors`` maps names to tensors in file order; the rest is optional.
+
+    rotations: by which turned inputs are turned, by site; see `hadamard_section`.
+    """
 
     description: ModelDescription
     tensors: dict[str, StoredTensor]
@@ -31,6 +35,7 @@ class OneBitFile:
     chat_template: str | None = None
     chat_strings: ChatStrings | None = None
     manifest: dict[str, Any] | None = None
+    rotations: dict[str, Rotation] = field(default_factory=dict)
     other_sections: dict[str, bytes] = field(default_factory=dict)
 
     @property

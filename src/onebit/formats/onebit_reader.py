@@ -20,7 +20,8 @@ from onebit.errors import FormatError
 from onebit.formats.chat_strings import ChatStrings
 from onebit.formats.crc32c import crc32c
 from onebit.formats.description import ModelDescription
-from onebit.formats.layout import ALIGNMENT, Activation, Geometry, Granularity, Kind, Layout
+from onebit.formats.hadamard_section import read_rotations
+from onebit.formats.layout import ALIGNMENT, TURNED, Activation, Geometry, Granularity, Kind, Layout
 from onebit.formats.onebit_checks import check_model
 from onebit.formats.onebit_file import OneBitFile
 from onebit.formats.records import (
@@ -36,7 +37,7 @@ from onebit.formats.stored_tensor import StoredTensor
 
 __all__ = ["read_file"]
 
-_KNOWN = ("MODEL", "CONFIG", "TOKJSON", "TOKBIN", "CHATTPL", "CHATSTR", "MANIFEST")
+_KNOWN = ("MODEL", "CONFIG", "TOKJSON", "TOKBIN", "CHATTPL", "CHATSTR", "MANIFEST", "HADAMARD")
 _Bytes = NDArray[np.uint8]
 _Enum = TypeVar("_Enum", bound=IntEnum)
 
@@ -73,7 +74,8 @@ def _read(raw: _Bytes, verify: bool) -> OneBitFile:
     _no_overlap(extents)
     records = _read_records(header, raw)
     tensors = _map_tensors(records, header, raw)
-    check_model(description, tensors)
+    rotations = read_rotations(sections["HADAMARD"], description) if "HADAMARD" in sections else {}
+    check_model(description, tensors, rotations)
     if verify:
         _verify(records, tensors, header, raw)
     return OneBitFile(
@@ -85,6 +87,7 @@ def _read(raw: _Bytes, verify: bool) -> OneBitFile:
         chat_template=_text(sections, "CHATTPL"),
         chat_strings=ChatStrings.from_bytes(sections["CHATSTR"]) if "CHATSTR" in sections else None,
         manifest=_json_object(sections, "MANIFEST"),
+        rotations=rotations,
         other_sections={name: payload for name, payload in sections.items() if name not in _KNOWN},
     )
 
@@ -185,9 +188,10 @@ def _map_tensors(records: list[TensorRecord], header: Header, raw: _Bytes) -> di
             _enum(Kind, record.kind, record.name, "kind"),
             record.layer,
             geometry,
-            _enum(Activation, record.activation, record.name, "activation"),
+            _enum(Activation, record.activation & ~TURNED, record.name, "activation"),
             raw[record.data_offset : record.data_offset + record.data_bytes],
             raw[record.scale_offset : record.scale_offset + record.scale_bytes],
+            turned=bool(record.activation & TURNED),
         )
     _no_overlap(extents)
     return tensors

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from onebit.errors import FormatError
 from onebit.formats.atomic import replacing
 from onebit.formats.crc32c import crc32c
-from onebit.formats.layout import align
+from onebit.formats.hadamard_section import rotations_to_bytes
+from onebit.formats.layout import TURNED, align
 from onebit.formats.onebit_checks import check_model
 from onebit.formats.records import (
     HEADER_BYTES,
@@ -44,7 +45,7 @@ def stream_file(
 ) -> int:
     """Write ``file`` with ``tensors`` for its own, each asked for its bytes once, so that they need never be in memory
     together. ``progress`` is called with (bytes done, bytes in all)."""
-    check_model(file.description, tensors)
+    check_model(file.description, tensors, file.rotations)
     meta, records, total = _lay_out(file, tensors)
     with replacing(path) as out:
         out.write(bytes(len(meta)))
@@ -64,6 +65,8 @@ def stream_file(
 def _sections(file: OneBitFile) -> dict[str, tuple[int, bytes]]:
     """id -> (flags, payload), in file order."""
     found: dict[str, tuple[int, bytes]] = {"MODEL": (REQUIRED, file.description.to_bytes())}
+    if file.rotations:
+        found["HADAMARD"] = (REQUIRED, rotations_to_bytes(file.rotations))
     optional = {
         "CONFIG": _json(file.config),
         "TOKJSON": file.tokenizer_json.encode() if file.tokenizer_json is not None else None,
@@ -129,7 +132,7 @@ def _place_tensors(tensors: Mapping[str, TensorSource], position: int) -> tuple[
             layer=tensor.layer,
             layout=geometry.layout,
             granularity=geometry.granularity,
-            activation=tensor.activation,
+            activation=tensor.activation | (TURNED if tensor.turned else 0),
             scale_type=geometry.scale_type,
             rows=geometry.rows,
             cols=geometry.cols,

@@ -3,12 +3,14 @@ CLI."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onebit.formats.description import ModelDescription, TensorPlan
+from onebit.formats.hadamard_section import SITES, Rotation, site_of
 from onebit.formats.layout import EXCHANGE_LAYOUT, INT4_GROUP, Activation, Granularity, Kind, Layout
 from onebit.formats.onebit_file import OneBitFile
 from onebit.formats.stored_tensor import StoredTensor
@@ -45,13 +47,15 @@ def random_file(
     embedding_layout: str | Layout = Layout.FLOAT16,
     head_activation: str | Activation = Activation.NONE,
     biases: bool = False,
+    hadamard_block: int = 1,
     seed: int = 0,
     **sections: Any,
 ) -> OneBitFile:
     """Random weights for a description. Names are accepted for the enumerations (``layout="ternary5"``).
 
-    ``layout`` is for the projections, which int8 and int4 give their own granularity; ``sections`` are the other
-    fields of OneBitFile. The weights have the size that keeps activations near 1, so that logits are worth comparing.
+    ``layout`` is for the projections, which int8 and int4 give their own granularity; ``hadamard_block`` above 1 turns
+    all inputs whose width it, or a smaller power of two, divides; ``sections`` are the other fields of OneBitFile. The
+    weights have the size that keeps activations near 1, so that logits are worth comparing.
     """
     model = description or random_description()
     rng = np.random.default_rng(seed)
@@ -76,7 +80,22 @@ def random_file(
                 group_size,
                 _member(Activation, activation),
             )
-    return OneBitFile(description=model, tensors=tensors, **sections)
+    rotations = _random_rotations(model, hadamard_block, rng)
+    for name, tensor in tensors.items():
+        if site_of(tensor.kind) in rotations:
+            tensors[name] = replace(tensor, turned=True)
+    return OneBitFile(description=model, tensors=tensors, rotations=rotations, **sections)
+
+
+def _random_rotations(model: ModelDescription, largest: int, rng: np.random.Generator) -> dict[str, Rotation]:
+    rotations = {}
+    for site, width in zip(
+        SITES, (model.hidden_size, model.num_heads * model.head_dim, model.intermediate_size), strict=True
+    ):
+        block = min(largest, width & -width)
+        if block > 1:
+            rotations[site] = Rotation.of(block, rng.choice(np.array([-1, 1], np.float32), width))
+    return rotations
 
 
 def _member(kind: Any, value: Any) -> Any:

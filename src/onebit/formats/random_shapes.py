@@ -157,6 +157,7 @@ class _RandomTensor:
     geometry: Geometry
     activation: Activation
     pools: _Pools
+    turned: bool = False
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -34,6 +34,7 @@ class TensorSummary:
     granularity: str
     group_size: int | None
     activation: str
+    turned: bool
     bytes: int
     bits_per_weight: float
     shares: tuple[float, float, float] | None
@@ -90,6 +91,7 @@ def summarise_tensor(tensor: StoredTensor) -> TensorSummary:
         granularity=geometry.granularity.name.lower(),
         group_size=geometry.group_size or None,
         activation=tensor.activation.name.lower(),
+        turned=tensor.turned,
         bytes=tensor.stored_bytes,
         bits_per_weight=tensor.bits_per_weight,
         shares=None if counts is None else (counts[0] / weights, counts[1] / weights, counts[2] / weights),
@@ -116,6 +118,7 @@ def _sections(file: OneBitFile) -> dict[str, bool]:
         "CHATTPL": file.chat_template,
         "CHATSTR": file.chat_strings,
         "MANIFEST": file.manifest,
+        "HADAMARD": file.rotations or None,
     }
     return {name: value is not None for name, value in known.items()} | dict.fromkeys(file.other_sections, True)
 

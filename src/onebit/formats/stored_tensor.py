@@ -53,6 +53,8 @@ class TensorSource(Protocol):
     @property
     def activation(self) -> Activation: ...
     @property
+    def turned(self) -> bool: ...
+    @property
     def shape(self) -> tuple[int, int]: ...
     @property
     def data(self) -> NDArray[np.uint8]: ...
@@ -76,7 +78,11 @@ _TILED_PACKING: dict[Layout, Any] = {
 
 @dataclass(frozen=True, eq=False)
 class StoredTensor:
-    """A named tensor as it lies in the file: ``data`` and ``scale_data`` are flat uint8, exactly the bytes on disk."""
+    """A named tensor as it lies in the file: ``data`` and ``scale_data`` are flat uint8, exactly the bytes on disk.
+
+    turned: its inputs are turned first by the rotation of their site (`hadamard_section`), and so is the basis of its
+    columns.
+    """
 
     name: str
     kind: Kind
@@ -85,6 +91,7 @@ class StoredTensor:
     activation: Activation
     data: NDArray[np.uint8]
     scale_data: NDArray[np.uint8]
+    turned: bool = False
 
     def __post_init__(self) -> None:
         expected = (self.geometry.data_bytes, self.geometry.scale_bytes)
