@@ -4,7 +4,7 @@
 section                        here
 =============================  ================================================================================
 Hybrid Approach                test_the_hybrid_block
-Pure 1-Bit Approach            belongs to pure training, whose tests run it
+Pure 1-Bit Approach            belongs to pure training
 Method 1: the SFT script       its flags with examples/sft.py: the guide calls the two commands almost identical;
                                examples/pure1bit_sft.py belongs to pure training
 Method 2: your own loop        belongs to pure training
