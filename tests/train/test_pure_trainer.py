@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,18 @@ import torch
 pytest.importorskip("trl")
 
 from datasets import Dataset
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
-from onebit.nn import Pure1BitLinear, create_pure1bit_optimizer, pure_weights, replace_linear_with_pure1bit_linear
+from onebit.compat import onebitllms as onebit_llms
+from onebit.nn import (
+    Pure1BitLinear,
+    create_pure1bit_optimizer,
+    pure_weights,
+    replace_linear_with_bitnet_linear,
+    replace_linear_with_pure1bit_linear,
+)
 
 from .fine_tuning import make_base, samples
 
@@ -119,3 +128,36 @@ def test_sft_trainer(bases: dict[str, Path], tmp_path: Path, changes: dict[str, 
     assert sum(losses[-3:]) < sum(losses[:3])
     assert all(int(weight.deposits) == 12 for weight in optimizer.weights)
     assert isinstance(model.model.layers[0].self_attn.q_proj, Pure1BitLinear)
+
+
+@pytest.mark.parametrize("linear_class", ["bitlinear", "autobitlinear"])
+def test_packed_codes_are_trained_on(bases: dict[str, Path], tmp_path: Path, linear_class: str) -> None:
+    latents = AutoModelForCausalLM.from_pretrained(bases["llama"])
+    expected = replace_linear_with_bitnet_linear(latents).eval()
+    name = "model.layers.1.mlp.down_proj"
+    codes = expected.get_submodule(name).quantized()
+    onebit_llms.quantize_to_1bit(bases["llama"], tmp_path / "packed")
+    if linear_class == "autobitlinear":  # whose scale is not inverted
+        _with_scales_turned_over(tmp_path / "packed")
+    packed = AutoModelForCausalLM.from_pretrained(tmp_path / "packed", dtype=torch.float32)
+    model = replace_linear_with_pure1bit_linear(packed)
+    assert set(model.pure_conversion_report.replaced.values()) == {"codes"}
+    assert len(model.pure_conversion_report.replaced) == 14
+    assert torch.equal(model.get_submodule(name).quantized().codes_OI, codes.codes_OI)
+    with torch.no_grad():
+        ours, theirs = model(IDS[:2]).logits, expected(IDS[:2]).logits
+    assert (ours - theirs).abs().max() < 0.05 * theirs.abs().max()  # scales and embedding lay in bfloat16
+    _, losses = run(model, tmp_path / "out", max_steps=8)
+    assert sum(losses[-3:]) < sum(losses[:3])
+
+
+def _with_scales_turned_over(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    for name in tensors:
+        if name.endswith("weight_scale"):
+            tensors[name] = (1.0 / tensors[name].float()).to(tensors[name].dtype)
+    save_file(tensors, path, {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["linear_class"] = "autobitlinear"
+    (folder / "config.json").write_text(json.dumps(config))

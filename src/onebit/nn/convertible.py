@@ -26,12 +26,13 @@ _CUSTOMARY = frozenset({"lm_head", "embed", "embedding", "embeddings", "embed_to
 
 
 def choose(
-    model: nn.Module, exclude_patterns: Sequence[str] | None, *, tables: bool = False
+    model: nn.Module, exclude_patterns: Sequence[str] | None, *, tables: bool = False, required: bool = True
 ) -> tuple[dict[str, nn.Module], dict[str, str]]:
     """(layers to replace, reasons of those kept), both by name.
 
     tables: the embedding of tokens and the head too, which no pattern of DEFAULT_EXCLUDE keeps then. Raises OnebitError
-    when a pattern names no module, when nothing can be replaced and nothing was before, or tables cannot.
+    when a pattern names no module, when nothing can be replaced and nothing was before (unless not required), or
+    tables cannot.
     """
     names = {module: name for name, module in model.named_modules()}
     table = _token_embedding(model) if tables else None
@@ -49,7 +50,7 @@ def choose(
     if table is not None and id(table) in kept and table not in excluded:
         raise OnebitError(f"tables: the embedding {names[table]} cannot be quantised: {kept[id(table)]}")
     layers = {names[module]: module for module in chosen if id(module) not in kept}
-    if not layers and not any(isinstance(module, BitLinear) for module in names):
+    if required and not layers and not any(isinstance(module, BitLinear) for module in names):
         raise OnebitError(_nothing_to_replace(names, kept))
     return layers, {name: kept[id(module)] for module, name in names.items() if id(module) in kept}
 

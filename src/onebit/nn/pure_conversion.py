@@ -19,6 +19,7 @@ from onebit.nn.bit_linear import BitLinear, weight_quantizer_from
 from onebit.nn.convertible import _matching, choose, is_conv1d
 from onebit.nn.pure_linear import Pure1BitLinear, check_pure_spec
 from onebit.nn.pure_weight import PureWeight
+from onebit.packing import bitnet
 from onebit.quant import ActivationQuantizer, Granularity, Quantized, QuantizerName, WeightQuantizer
 from onebit.quant.counters import Counter, CounterName, counter_named
 from onebit.quant.spec import SCALE_FLOOR, check_name
@@ -63,19 +64,26 @@ def replace_linear_with_pure1bit_linear(
     """Make a Pure1BitLinear of every linear layer of `model`, in place, and return the same model.
 
     nn.Linear and transformers' Conv1D are read as latents, or as codes * scale where all their weights lie on such a
-    grid; a BitLinear keeps its own quantiser, inputs and latents. exclude_patterns: as in
-    `replace_linear_with_bitlinear`. counter: "int8", "int4" or "none". Layers that share a weight go on sharing it.
+    grid; a BitLinear keeps its own quantiser, inputs and latents; packed BitNet layers of transformers keep their
+    codes and one scale. exclude_patterns: as in `replace_linear_with_bitlinear`. counter: "int8", "int4" or "none".
+    Layers that share a weight go on sharing it.
     `model.pure_conversion_report` says what was done. Raises OnebitError when a pattern names no module, no layer can
     be replaced or a weight is NaN; ConfigError for contradictory arguments.
     """
     spec = check_pure_spec(weight_quantizer_from(quantizer, granularity, group_size))
     check_name("activation_quantizer", activation_quantizer, get_args(ActivationQuantizer))
     kind = counter_named(counter)
-    layers, kept = choose(model, exclude_patterns)
+    packed = _packed_layers(model, exclude_patterns)
+    is_pure = any(isinstance(module, Pure1BitLinear) for module in model.modules())
+    layers, kept = choose(model, exclude_patterns, required=not packed and not is_pure)
     hybrid = _hybrid_layers(model, exclude_patterns, kept)
     replaced: dict[str, Source] = {}
     transposed, tied = [], {}
     shared: dict[int, tuple[str, nn.Parameter, PureWeight]] = {}  # holds the parameters, so that no id is used twice
+    for name, module in packed.items():
+        kept.pop(name, None)
+        replaced[name] = "codes"
+        _become_pure(module, _weight_of_packed(module, kind), "int8")
     for name, module in {**layers, **hybrid}.items():
         latents = module.weight
         assert isinstance(latents, nn.Parameter)
@@ -93,6 +101,8 @@ def replace_linear_with_pure1bit_linear(
                 shared[id(latents)] = name, latents, weight
         _become_pure(module, weight, activation_quantizer)
     _stop_reading_past_forward(model)
+    if packed:
+        _forget_quantizer(model)
     report = PureConversionReport(replaced, kept, counter, tuple(transposed), tied)
     model.__dict__["pure_conversion_report"] = report
     return model
@@ -126,6 +136,44 @@ def _hybrid_layers(
         if isinstance(module, Pure1BitLinear):
             kept[name] = "already a Pure1BitLinear"
     return found
+
+
+def _packed_layers(model: nn.Module, exclude_patterns: Sequence[str] | None) -> dict[str, nn.Module]:
+    """transformers' BitNet layers that hold codes: packed ones, and those that were unpacked when they were loaded."""
+    names = {module: name for name, module in model.named_modules()}
+    excluded = _matching(names, exclude_patterns or ())
+    return {name: module for module, name in names.items() if _is_packed(module) and module not in excluded}
+
+
+def _is_packed(module: nn.Module) -> bool:
+    has_scale = isinstance(module._buffers.get("weight_scale"), Tensor)
+    kind, has_norm = type(module).__name__, getattr(module, "rms_norm", None) is not None
+    return has_scale and not has_norm and kind in ("BitLinear", "AutoBitLinear")
+
+
+@torch.no_grad()
+def _weight_of_packed(module: nn.Module, counter: Counter) -> PureWeight:
+    stored, scale = module.weight, module.weight_scale
+    assert isinstance(stored, Tensor)
+    assert isinstance(scale, Tensor)
+    # The same name means the scale in one of the two classes and one over it in the other.
+    is_inverse = type(module).__name__ == "BitLinear"
+    codes_OI = bitnet.unpack(stored) if stored.dtype == torch.uint8 else stored.round().to(torch.int8)
+    spec = WeightQuantizer()
+    weight = PureWeight(codes_OI.shape[1], codes_OI.shape[0], spec, counter, stored.device)
+    value = scale.float().reshape(())
+    weight.set_codes(Quantized(codes_OI, value.reciprocal() if is_inverse else value, spec))
+    return weight
+
+
+def _forget_quantizer(model: nn.Module) -> None:
+    """What transformers keeps with a quantised model, and refuses to train it for."""
+    for name in ("is_quantized", "hf_quantizer", "quantization_method"):
+        if name in model.__dict__:
+            del model.__dict__[name]
+    config = getattr(model, "config", None)
+    if config is not None and "quantization_config" in config.__dict__:
+        del config.__dict__["quantization_config"]
 
 
 def _has_other_readers(model: nn.Module, module: nn.Module, parameter: nn.Parameter) -> bool:
@@ -164,15 +212,18 @@ def _on_grid(matrix_OI: Tensor, spec: WeightQuantizer) -> Quantized | None:
 
 def _become_pure(module: nn.Module, weight: PureWeight, activation_quantizer: ActivationQuantizer) -> None:
     is_hybrid = isinstance(module, BitLinear)
-    for name in ("nf", "nx", "online_quant", "rms_norm", "weight_quantizer", "ste_scale_factor", "schedule"):
+    for name in ("nf", "nx", "online_quant", "rms_norm", "dtype", "weight_quantizer", "ste_scale_factor", "schedule"):
         module.__dict__.pop(name, None)  # what the classes had beyond nn.Linear
     if not is_hybrid:
         module.__dict__["activation_quantizer"] = activation_quantizer
         module.__dict__["rotation"] = None
     module.__dict__.update(in_features=weight.in_features, out_features=weight.out_features)
-    del module._parameters["weight"]
+    bias = module._buffers.pop("bias", None)  # packed layers hold theirs as a buffer
+    for held in (module._parameters, module._buffers):
+        held.pop("weight", None)
+        held.pop("weight_scale", None)
     module._modules["weight"] = weight
-    module._parameters.setdefault("bias", None)
+    module._parameters.setdefault("bias", None if bias is None else nn.Parameter(bias))
     module.__class__ = Pure1BitLinear
 
 
