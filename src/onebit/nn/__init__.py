@@ -11,6 +11,7 @@ from onebit.nn.latents import bit_layers, clamp_latents
 from onebit.nn.norms import LayerNorm, RMSNorm
 from onebit.nn.pure_conversion import PureConversionReport, replace_linear_with_pure1bit_linear
 from onebit.nn.pure_linear import Pure1BitLinear
+from onebit.nn.pure_restoration import replace_pure1bit_linear_with_bitlinear
 from onebit.nn.pure_training import (
     Pure1BitTrainingHelper,
     create_pure1bit_optimizer,
@@ -39,4 +40,5 @@ __all__ = [
     "replace_linear_with_bitlinear",
     "replace_linear_with_bitnet_linear",
     "replace_linear_with_pure1bit_linear",
+    "replace_pure1bit_linear_with_bitlinear",
 ]
