@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from onebit.errors import DataError, MissingExtraError
-from onebit.formats.export import check_choices, from_model
+from onebit.formats.export import from_model
+from onebit.formats.export_tensors import check_choices
 from onebit.formats.onebit_file import OneBitFile
 
 __all__ = ["from_checkpoint", "load_model"]
