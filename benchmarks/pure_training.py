@@ -13,9 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from onebit.nn import BitLinear, RMSNorm, replace_linear_with_bitlinear
-from onebit.nn.pure_conversion import replace_linear_with_pure1bit_linear
-from onebit.nn.pure_training import create_pure1bit_optimizer
+from onebit.nn import (
+    BitLinear,
+    Pure1BitLinear,
+    RMSNorm,
+    create_pure1bit_optimizer,
+    pure_weights,
+    replace_linear_with_bitlinear,
+    replace_linear_with_pure1bit_linear,
+)
 from onebit.optim import LearningRate
 from onebit.quant import WeightQuantizer, quantize
 from pure import VALIDATION_BATCHES
@@ -194,7 +200,7 @@ def codes_of(model: nn.Module) -> list[Tensor]:
     for module in model.modules():
         if isinstance(module, BitLinear):
             found.append(quantize(module.weight.detach(), spec).codes_OI)
-        elif hasattr(module, "quantized"):
+        elif isinstance(module, Pure1BitLinear):
             found.append(module.quantized().codes_OI)
     return found
 
@@ -203,8 +209,9 @@ def bytes_per_weight(model: nn.Module, method: str) -> float:
     """Of the blocks' matrices: weights, gradients and optimizer as they are between and during steps, counted."""
     if method in ("float", "hybrid"):
         return 16.0  # float32: weight, gradient, two moments
-    weights = [module.weight for module in model.modules() if hasattr(module, "quantized")]
-    held = sum(t.numel() * t.element_size() for w in weights for t in w.buffers())
+    weights = list(pure_weights(model).values())
+    scales = [t for w in weights for t in w.parameters() for _ in range(4)]  # with gradient and two moments
+    held = sum(t.numel() * t.element_size() for t in [*scales, *(t for w in weights for t in w.buffers())])
     return held / sum(w.shape.numel() for w in weights)
 
 

@@ -11,6 +11,8 @@ from onebit.cli.fine_tuning_options import CONTEXT_SETTINGS, MODEL, FineTuningOp
 
 __all__ = ["CONTEXT_SETTINGS", "sft"]
 
+_PURE = "Pure training"
+
 
 @dataclass(kw_only=True)
 class SftOptions(FineTuningOptions):
@@ -25,6 +27,16 @@ class SftOptions(FineTuningOptions):
             rich_help_panel=MODEL,
         ),
     ]
+    pure: Annotated[
+        bool,
+        typer.Option("--pure", help="Train codes without latents, at 1.25 bytes a weight.", rich_help_panel=_PURE),
+    ] = False
+    pure_counter: Annotated[
+        str, typer.Option(help="int8, int4 (0.75 bytes a weight) or none (0.5, worse).", rich_help_panel=_PURE)
+    ] = "int8"
+    pure_eta: Annotated[
+        float | None, typer.Option(help="Rate of the codes [default: 2 lr / mean|W|].", rich_help_panel=_PURE)
+    ] = None
 
 
 @takes(SftOptions)

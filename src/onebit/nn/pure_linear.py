@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from onebit.errors import ConfigError, OnebitError
-from onebit.nn.bit_linear import weight_quantizer_from
+from onebit.nn.bit_linear import ActivationCodes, weight_quantizer_from
 from onebit.nn.hadamard import HadamardRotation
 from onebit.nn.pure_storage import unpack_codes
 from onebit.nn.pure_weight import PureWeight, attached_weight
@@ -82,8 +82,17 @@ class Pure1BitLinear(nn.Module):
         if not start.weight.is_meta:
             self.weight.set_latents(start.weight.detach())
 
-    def forward(self, x_TI: Tensor) -> Tensor:
-        """[T, I] -> [T, O], in autocast's type when it is on and the inputs' otherwise."""
+    def activation_codes(self, x_TI: Tensor) -> ActivationCodes | None:
+        """What `forward` accepts as `x_codes`, so that layers with one input quantise it once."""
+        if self.activation_quantizer == "none":
+            return None
+        return activation_codes(x_TI if self.rotation is None else self.rotation(x_TI), self.activation_quantizer)
+
+    def forward(self, x_TI: Tensor, x_codes: ActivationCodes | None = None) -> Tensor:
+        """[T, I] -> [T, O], in autocast's type when it is on and the inputs' otherwise.
+
+        x_codes: the result of `activation_codes(x_TI)` when the caller has it already.
+        """
         if x_TI.ndim == 1:
             result: Tensor = self.forward(x_TI.unsqueeze(0)).squeeze(0)
             return result
@@ -91,10 +100,12 @@ class Pure1BitLinear(nn.Module):
             x_TI = self.rotation(x_TI)
         dtype = self._compute_dtype(x_TI)
         w = self.weight
+        codes_TI: Tensor
+        scale_T1: Tensor | None
         if self.activation_quantizer == "none":
             codes_TI, scale_T1 = x_TI.detach().to(dtype), None
         else:
-            codes_TI, scale_T1 = activation_codes(x_TI, self.activation_quantizer)
+            codes_TI, scale_T1 = activation_codes(x_TI, self.activation_quantizer) if x_codes is None else x_codes
         y_TO: Tensor = _PureLinear.apply(  # type: ignore[no-untyped-call]
             x_TI,
             w.log_scale,

@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from onebit.errors import OnebitError
@@ -211,8 +212,10 @@ class PureWeight(nn.Module):
 
     @torch.no_grad()
     def deposit(self, g_OI: Tensor, eta: Tensor) -> None:
-        """Add a gradient to the counters."""
+        """Add a gradient to the counters; of all processes that train together, who end with the same integers."""
         assert self.driver is not None
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(g_OI)  # a sum serves as a mean would: the rule does not depend on its size
         peak = g_OI.abs().amax().float()
         self.deposits += 1
         moments, factors = update_moments(

@@ -40,6 +40,7 @@ class DistillSettings(SftSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check("pure", not self.pure, "left out: distillation trains latents")
         self._check("temperature", math.isfinite(self.temperature) and self.temperature > 0, "more than 0")
         self._check("top_k", self.top_k >= 1, "at least 1")
         self._check("hard_label_weight", 0.0 <= self.hard_label_weight <= 1.0, "in [0, 1]")

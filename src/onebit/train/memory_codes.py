@@ -40,5 +40,5 @@ class _AskedForCodes(Pure1BitLinear):
     def activation_codes(self, x_TI: Tensor) -> None:
         return None
 
-    def forward(self, x_TI: Tensor, x_codes: None = None) -> Tensor:
+    def forward(self, x_TI: Tensor, x_codes: Any = None) -> Tensor:
         return super().forward(x_TI)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,10 @@ def sft(settings: SftSettings) -> TrainResult:
     Raises:
         ConfigError, DataError, MissingExtraError: with one line that says what to change.
     """
+    if settings.pure:
+        from onebit.train.pure_sft import PureSftTrainer, say_rates
+
+        return fine_tune(settings, partial(PureSftTrainer, settings), say_rates)
     return fine_tune(settings, TernarySftTrainer)
 
 

@@ -72,8 +72,8 @@ def prepare_model(settings: SftSettings, rows: Rows, tokenizer: Any, device: tor
             raise ConfigError(f"'{name}' was made by onebit train, quantised already; leave the conversion flags out")
         return load_causal_lm(name, config, dtype=settings.dtype)
     conversion = Conversion.of(config, **settings.conversion)
-    # Adapters are trained over what is ternary already.
-    is_soft = settings.lambda_warmup_frac > 0 and not settings.use_peft
+    # Adapters are trained over what is ternary already, and codes cannot be warmed up.
+    is_soft = settings.lambda_warmup_frac > 0 and not settings.use_peft and not settings.pure
     schedule = Schedule(uses_lambda=True) if is_soft else None
     if recorded_conversion(config) is not None:
         if not Path(name).is_dir():

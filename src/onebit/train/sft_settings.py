@@ -14,6 +14,7 @@ from typing import Any, get_args
 from onebit.errors import ConfigError, nearest_name
 from onebit.optim import LambdaShape
 from onebit.quant import ActivationQuantizer, Granularity, QuantizerName
+from onebit.quant.counters import CounterName
 from onebit.train.settings import Device, Tracker
 
 __all__ = ["SftSettings"]
@@ -54,8 +55,9 @@ class SftSettings:
     data set. quantizer to tables: as `replace_linear_with_bitlinear`; None is the model's recorded conversion,
     else absmean in groups of 128, or per tensor for latents of BitNet models. calibration_rows: so many rows choose
     codes and scales at the start, instead of rounding. use_peft: train adapters over the frozen ternary model and merge
-    them at the end (`lora`); lora_*: as there. max_steps None: num_train_epochs decides. trl: further fields of
-    TRL's SFTConfig.
+    them at the end (`lora`); lora_*: as there. pure: train codes and counters instead of latents (`pure_sft`), without
+    a warm-up; pure_counter, pure_eta: as `create_pure1bit_optimizer`. max_steps None: num_train_epochs decides. trl:
+    further fields of TRL's SFTConfig.
 
     Raises:
         ConfigError: a value that cannot work, named as the flag is.
@@ -87,6 +89,9 @@ class SftSettings:
     lora_dropout: float = 0.0
     lora_target_modules: tuple[str, ...] | None = None
     lora_form: str = "inside"
+    pure: bool = False
+    pure_counter: str = "int8"
+    pure_eta: float | None = None
     lambda_warmup_frac: float = 0.4
     lambda_shape: LambdaShape = "linear"
 
@@ -140,6 +145,8 @@ class SftSettings:
             value = getattr(self, name)
             holds = value in known or (value is None and self._default(name) is None)
             self._check(name, holds, f"one of {', '.join(known)}{nearest_name(str(value), known)}")
+        if self.pure:
+            self._check_pure()
         if self.bf16 and self.fp16:
             raise ConfigError("--bf16 and --fp16 contradict each other; drop one of them")
         for name in self.trl:
@@ -174,6 +181,22 @@ class SftSettings:
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
         return plain
+
+    def _check_pure(self) -> None:
+        known = get_args(CounterName)
+        self._check("pure_counter", self.pure_counter in known, f"one of {', '.join(known)}")
+        self._check("pure_eta", self.pure_eta is None or self.pure_eta > 0, "a positive number")
+        self._check("learning_rate", self.learning_rate > 0, "a positive number with --pure")
+        if self.fp16:
+            raise ConfigError("--fp16 scales losses and skips steps, which --pure cannot undo; use --bf16")
+        for name, why in (
+            ("use_peft", "trains adapters over frozen codes"),
+            ("tables", "quantises embeddings, which --pure keeps float"),
+        ):
+            if getattr(self, name):
+                raise ConfigError(f"--{name.replace('_', '-')} {why}; drop it or --pure")
+        if "fsdp" in self.trl:
+            raise ConfigError("--fsdp shards parameters, and the codes of --pure are none; drop one of them")
 
     def _default(self, name: str) -> Any:
         return self.__dataclass_fields__[name].default

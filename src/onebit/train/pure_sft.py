@@ -1,0 +1,76 @@
+"""`onebit sft --pure`: the same run with codes and counters in the place of latents, until the model is saved.
+
+Checkpoints hold codes and counters, and resume to the same bits. The model in the output folder is one of latents that
+round to exactly what was trained, so that evaluation, export and another fine-tuning read it as any other.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from onebit.nn import (
+    create_pure1bit_optimizer,
+    pure_weights,
+    replace_linear_with_pure1bit_linear,
+    replace_pure1bit_linear_with_bitlinear,
+)
+from onebit.train.progress import ProgressLines
+from onebit.train.sft_settings import SftSettings
+from onebit.train.sft_trainer import TernarySftTrainer
+
+__all__ = ["PureSftTrainer", "say_rates"]
+
+
+class PureSftTrainer(TernarySftTrainer):
+    """SFTTrainer for a model whose layers become Pure1BitLinear while it trains."""
+
+    def __init__(self, settings: SftSettings, *, model: Any, args: Any, **rest: Any) -> None:
+        kind: Any = settings.pure_counter
+        replace_linear_with_pure1bit_linear(model, counter=kind)
+        self.latents = torch.bfloat16 if settings.dtype == "bfloat16" else torch.float32
+        self.pure_optimizer, self.helper = create_pure1bit_optimizer(
+            model,
+            args.learning_rate,
+            eta=settings.pure_eta,
+            betas=(args.adam_beta1, args.adam_beta2),
+            eps=args.adam_epsilon,
+            weight_decay=args.weight_decay,
+            seed=settings.seed,
+            gradient_accumulation_steps=args.gradient_accumulation_steps,
+        )
+        super().__init__(model=model, args=args, optimizers=(self.pure_optimizer, None), **rest)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add how codes and counters are to a line of training losses."""
+        if "loss" in logs:
+            told = self.helper.telemetry()
+            told["flip_rate"] = told.pop("flips")
+            logs.update(told)
+        super().log(logs, start_time)
+
+    def save_final(self, folder: Path, source: Path | None = None) -> None:
+        """Make latents of the codes, and put the model into `folder`."""
+        if source is None:
+            self.helper.cleanup()
+            model: Any = self.model
+            replace_pure1bit_linear_with_bitlinear(model, self.latents)
+        super().save_final(folder, source)
+
+
+def say_rates(trainer: PureSftTrainer, progress: ProgressLines) -> None:
+    """Tell both rates, and warn where the noise of rounding would drown the gradients."""
+    weights = pure_weights(trainer.model).values()  # type: ignore[arg-type]
+    etas = [float(trainer.pure_optimizer.eta(weight)) for weight in weights]
+    counter = next(iter(weights)).counter
+    progress.say(
+        f"pure training of {len(etas)} matrices with {counter.name} counters: learning rate "
+        f"{trainer.args.learning_rate:g} for what is float, eta {min(etas):.3g} to {max(etas):.3g} for codes"
+    )
+    if counter.remembers and max(etas) * counter.threshold < 0.5:
+        progress.say(
+            f"warning: eta is small for {counter.name} counters, whose rounding is coarser than the steps; raise "
+            "--learning-rate or --pure-eta" + ("" if counter.name == "int8" else ", or use --pure-counter int8")
+        )
