@@ -197,18 +197,22 @@ def _weight_gradient(
     What it changes is read by the optimizer's step alone, so that to a compiler it is a function.
     """
     g_OI = g_TO.t() @ x_TI
+    grad_scale = _scale_gradient(g_OI * w_OI, _scale(log_scale), group_size)
     weight = attached_weight(handle)
     if weight is not None:
-        weight.take(g_OI)
-    products_OI = g_OI.float().mul_(w_OI)
-    scale = _scale(log_scale)
+        weight.take(g_OI)  # which may change g
+    return grad_scale
+
+
+def _scale_gradient(products_OI: Tensor, scale: Tensor, group_size: int) -> Tensor:
+    """d loss / d log(scale) from dL/dW times the codes, in the scale's shape."""
     if scale.ndim == 0:
-        return products_OI.sum() * scale
+        return products_OI.sum(dtype=torch.float32) * scale
     if scale.ndim == 1:
-        return products_OI.sum(1) * scale
+        return products_OI.sum(1, dtype=torch.float32) * scale
     groups = scale.shape[1]
-    padded = F.pad(products_OI, (0, groups * group_size - w_OI.shape[1]))
-    sums_OG: Tensor = padded.unflatten(1, (groups, group_size)).sum(2)
+    padded = F.pad(products_OI, (0, groups * group_size - products_OI.shape[1]))
+    sums_OG: Tensor = padded.unflatten(1, (groups, group_size)).sum(2, dtype=torch.float32)
     return sums_OG * scale
 
 
