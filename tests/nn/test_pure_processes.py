@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from .pure_models import layers_of, pure_model, train
+from .pure_models import pure_model, train
 
 PROGRAM = """
 import sys, torch, torch.distributed as dist
@@ -27,7 +27,7 @@ for step in range(3):
         loss_of(parallel, part).backward()
     optimizer.step()
     optimizer.zero_grad()
-torch.save(model.state_dict(), f"{sys.argv[2]}/{rank}.pt")
+    torch.save(model.state_dict(), f"{sys.argv[2]}/{rank}_{step}.pt")
 """
 
 
@@ -46,14 +46,16 @@ def test_two_processes(tmp_path: Path, parts: int) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
-    assert [name for name, value in first.items() if not torch.equal(value, second[name])] == []
+    states = [[torch.load(tmp_path / f"{rank}_{step}.pt", weights_only=True) for rank in range(2)] for step in range(3)]
+    for first, second in states:
+        assert [name for name, value in first.items() if not torch.equal(value, second[name])] == []
 
     alone = pure_model()
-    train(alone, 3)
-    state = alone.state_dict()
-    for name in (name for name in state if name.endswith("counters")):
-        # Float sums in another order round a few deposits the other way, and few of those fire.
-        assert ((state[name].int() - first[name].int()).abs() <= 2).float().mean() > 0.95, name
-    for made, name in zip(layers_of(alone), ("up", "down", "again", "back"), strict=True):
-        torch.testing.assert_close(made.weight.log_scale, first[f"{name}.weight.log_scale"], rtol=0, atol=2e-3)
+    train(alone, 1, gradient_accumulation_steps=1)
+    together = states[0][0]
+    for name, value in alone.state_dict().items():
+        if name.endswith("counters"):
+            # Sums in another order, and in bfloat16 where there are parts, round a few deposits the other way.
+            assert (value == together[name]).float().mean() > (0.99 if parts == 1 else 0.93), name
+        elif name.endswith("log_scale"):
+            torch.testing.assert_close(value, together[name], rtol=0, atol=1e-4)
