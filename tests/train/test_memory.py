@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from onebit.errors import ConfigError, OnebitError
 from onebit.models import OneBitConfig
 from onebit.models.converted import Conversion, convert_model
+from onebit.nn import Schedule
 from onebit.nn.pure_conversion import replace_linear_with_pure1bit_linear
 from onebit.nn.pure_training import create_pure1bit_optimizer, pure_weights
 from onebit.quant.counters import CounterName
@@ -67,8 +69,8 @@ def real_model(config: Any, dtype: torch.dtype = torch.float32, *, is_float: boo
     return model.train()
 
 
-def pure_model(dtype: torch.dtype, counter: CounterName = "int8") -> Any:
-    return replace_linear_with_pure1bit_linear(real_model(LLAMA, dtype, is_float=True), counter=counter)
+def pure_model(dtype: torch.dtype, config: Any = LLAMA, counter: CounterName = "int8") -> Any:
+    return replace_linear_with_pure1bit_linear(real_model(config, dtype, is_float=True), counter=counter)
 
 
 def loss_of(model: Any) -> Tensor:
@@ -174,7 +176,7 @@ def test_what_a_hybrid_run_keeps_is_counted_to_the_byte(kind: str, dtype: str) -
 
 @pytest.mark.parametrize("counter", ["int8", "int4", "none"])
 def test_what_a_pure_run_keeps_is_counted_to_the_byte(counter: CounterName) -> None:
-    model = pure_model(torch.bfloat16, counter)
+    model = pure_model(torch.bfloat16, counter=counter)
     optimizer, helper = create_pure1bit_optimizer(model, lr=1e-3, gradient_accumulation_steps=1)
     for _ in range(2):
         optimizer.zero_grad()
@@ -200,6 +202,7 @@ def test_what_a_pure_run_keeps_is_counted_to_the_byte(counter: CounterName) -> N
         ("bitnet", "hybrid-fp32"),
         ("seed", "hybrid-fp32"),
         ("llama", "pure-int8"),
+        ("bitnet", "pure-int8"),
     ],
 )
 def test_activations_are_what_is_saved_for_backward(kind: str, name: str) -> None:
@@ -208,8 +211,23 @@ def test_activations_are_what_is_saved_for_backward(kind: str, name: str) -> Non
     config = small(kind)
     step = outline(kind).step(method)
     dtype = getattr(torch, method.dtype)
-    model = pure_model(dtype) if method.kind == "pure" else real_model(config, dtype, is_float=method.kind == "float")
+    model = (
+        pure_model(dtype, config)
+        if method.kind == "pure"
+        else real_model(config, dtype, is_float=method.kind == "float")
+    )
     assert step.kept.at(BATCH, LENGTH) == pytest.approx(saved_bytes(model), rel=0.01)
+
+
+def test_a_hybrid_keeps_more_while_it_goes_from_float_to_ternary() -> None:
+    method = method_named("hybrid-fp32")
+    schedule = Schedule(uses_lambda=True)
+    schedule.set(lambda_=0.5)
+    model = AutoModelForCausalLM.from_config(copy.deepcopy(LLAMA))
+    convert_model(model, Conversion.of(model.config), schedule=schedule)
+    soft = outline("llama").step(method, lambda_warmup=True).kept
+    assert soft.at(BATCH, LENGTH) == pytest.approx(saved_bytes(model.train()), rel=0.01)
+    assert soft.constant > 4 * outline("llama").parameters.weights
 
 
 @pytest.mark.parametrize(
@@ -348,3 +366,10 @@ def test_a_wrong_configuration_is_refused(text: str, message: str, tmp_path: Pat
 def test_a_method_that_is_not_there_is_refused() -> None:
     with pytest.raises(ConfigError, match="did you mean 'pure-int8'"):
         method_named("pure-int")
+
+
+def test_the_code_of_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[2] / "docs/how-to/plan-memory.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    exec(compile(block, "docs/how-to/plan-memory.md", "exec"), {})
+    assert "'counters': 20447232" in capsys.readouterr().out

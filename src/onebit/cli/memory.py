@@ -50,6 +50,16 @@ def memory(
     freeze_embeddings: Annotated[
         bool, typer.Option("--freeze-embeddings", help="Train neither embeddings nor head.", rich_help_panel=_METHOD)
     ] = False,
+    lambda_warmup_frac: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="As sft's: above 0, hybrid methods are counted on their way from float to ternary. Configurations of "
+            "onebit train have their own.",
+            rich_help_panel=_METHOD,
+        ),
+    ] = 0.4,
     lora_r: Annotated[int, typer.Option(min=1, help="Rank of the adapters of lora.", rich_help_panel=_METHOD)] = 16,
     batch_size: Annotated[int, typer.Option(min=1, help="Sequences in a batch.", rich_help_panel=_STEP)] = 1,
     length: Annotated[
@@ -96,6 +106,7 @@ def memory(
             accumulate=accumulate,
             freeze_tables=freeze_embeddings,
             bf16=bf16,
+            lambda_warmup=lambda_warmup_frac > 0,
             rank=lora_r,
         )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,14 @@ from onebit.models import PRESETS, OneBitConfig
 from onebit.models.converted import Conversion, convert_model, recorded_conversion
 from onebit.models.pretrained import describe_model
 from onebit.models.quiet import quiet_transformers
-from onebit.nn import BitLinear
+from onebit.nn import BitLinear, Schedule
+from onebit.nn.pure_conversion import replace_linear_with_pure1bit_linear
 from onebit.train.memory import LORA_RANK, Codes, Method, Parameters, StepBytes
-from onebit.train.memory_codes import coded_layers, hold_codes
 from onebit.train.memory_step import step_bytes
 
 __all__ = ["ModelOutline", "make_fake", "outline_of"]
 
+_CODED = ("absmean", "threshold", "sparsity", "binary")
 _NEEDED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
 _ATTENTION_DROPOUT = ("attention_dropout", "attn_pdrop")
 
@@ -109,12 +111,17 @@ class ModelOutline:
         accumulate: bool = False,
         freeze_tables: bool = False,
         bf16: bool = False,
+        lambda_warmup: bool = False,
         rank: int = LORA_RANK,
     ) -> StepBytes:
-        """What a step by this method adds; checkpointing: of every layer; bf16: float32 weights under autocast."""
-        key = (method.kind, method.dtype, checkpointing, accumulate, freeze_tables, bf16, rank)
+        """What a step by this method adds.
+
+        checkpointing: of every layer. bf16: float32 weights under autocast. lambda_warmup: of a hybrid while it goes
+        from float to quantised; the regimes of our own models follow from their configuration.
+        """
+        key = (method.kind, method.dtype, checkpointing, accumulate, freeze_tables, bf16, lambda_warmup, rank)
         if key not in self._steps:  # counters and the kind of moments are no part of a step
-            model, layers = self._two_layers(method, freeze_tables=freeze_tables, rank=rank)
+            model, layers = self._two_layers(method, freeze_tables, lambda_warmup, rank)
             if checkpointing:
                 enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
                 enable({"use_reentrant": False})
@@ -124,16 +131,20 @@ class ModelOutline:
                 self._steps[key] = step_bytes(model, layers, self.layers, accumulate=accumulate, autocast=autocast)
         return self._steps[key]
 
-    def _two_layers(self, method: Method, *, freeze_tables: bool, rank: int) -> tuple[Any, nn.ModuleList]:
+    def _two_layers(
+        self, method: Method, freeze_tables: bool, lambda_warmup: bool, rank: int
+    ) -> tuple[Any, nn.ModuleList]:
         """The model as the method trains it, with the first two of its layers."""
-        model = self._build("float" if method.kind == "float" else "hybrid", getattr(torch, method.dtype))
+        schedule = Schedule(uses_lambda=True) if lambda_warmup and method.kind == "hybrid" else None
+        kind = "float" if method.kind == "float" else "hybrid"
+        model = self._build(kind, getattr(torch, method.dtype), schedule)
         layers = _equal_layers(model)
         del layers[2:]
         if freeze_tables:
             for table in (model.get_input_embeddings(), model.get_output_embeddings()):
                 table.requires_grad_(False)
         if method.kind == "pure":
-            hold_codes(model, method.counter)
+            replace_linear_with_pure1bit_linear(model, counter=method.counter)
         elif method.kind == "lora":
             from onebit.train.lora import add_adapters
 
@@ -145,7 +156,7 @@ class ModelOutline:
     def _quantizer(self) -> str:
         return self.config.resolved_quantizer if self.is_onebit else Conversion.of(self.config).quantizer
 
-    def _build(self, kind: str, dtype: torch.dtype) -> Any:
+    def _build(self, kind: str, dtype: torch.dtype, schedule: Schedule | None = None) -> Any:
         """The whole model on the meta device."""
         config = copy.deepcopy(self.config)  # a conversion writes into it
         if self.is_onebit and kind == "float":
@@ -159,7 +170,7 @@ class ModelOutline:
             raise ConfigError(f"the configuration makes no model: {' '.join(str(error).split())[:300]}") from None
         if self.is_onebit or kind == "float":
             return model
-        return convert_model(model, Conversion.of(self.config))
+        return convert_model(model, Conversion.of(self.config), schedule=schedule)
 
 
 def make_fake(model: nn.Module) -> None:
@@ -189,7 +200,7 @@ def _equal_layers(model: nn.Module) -> nn.ModuleList:
 
 def _sorted_parameters(model: Any, *, has_conversion: bool) -> Parameters:
     table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    coded = {id(module.weight): module for module in coded_layers(model)}
+    coded = {id(module.weight): module for module in _coded_layers(model)}
     # Pure training of a float model begins with a scale a matrix; a model that has a quantiser keeps its own.
     has_quantizer = isinstance(model.config, OneBitConfig) or has_conversion
     return Parameters(
@@ -200,6 +211,15 @@ def _sorted_parameters(model: Any, *, has_conversion: bool) -> Parameters:
         buffers=sum(buffer.numel() * buffer.element_size() for buffer in model.buffers()),
         scales=tuple(_scales(module) for module in coded.values()) if has_quantizer else (),
     )
+
+
+def _coded_layers(model: Any) -> Iterator[BitLinear]:
+    """The layers whose weights can be codes: those of one or two bits, without the head."""
+    for module in model.modules():
+        if isinstance(module, BitLinear) and module is not model.get_output_embeddings():
+            spec = module.weight_quantizer
+            if spec is not None and spec.quantizer in _CODED:
+                yield module
 
 
 def _scales(layer: BitLinear) -> int:
