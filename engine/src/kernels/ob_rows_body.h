@@ -160,7 +160,7 @@ TARGET static void rotate(float *x, const float *cosines, const float *sines, ui
 }
 
 /* For h = 1, 2, 4, 8 the sign bit of the lanes that have bit h: a difference is the other's value minus their own. */
-enum { N = INT32_MIN };
+enum { N = INT32_MIN, STAGES = W == 16 ? 4 : W == 8 ? 3 : 2 };
 static const int32_t subtracted[4][OB_LANES] = {{0, N, 0, N, 0, N, 0, N, 0, N, 0, N, 0, N, 0, N},
                                                 {0, 0, N, N, 0, 0, N, N, 0, 0, N, N, 0, 0, N, N},
                                                 {0, 0, 0, 0, N, N, N, N, 0, 0, 0, 0, N, N, N, N},
@@ -201,7 +201,7 @@ TARGET static void turn(float *x, const float *factors, uint32_t size, uint32_t 
     }
     for (uint32_t k = 0; k < size; k += W) {
         vfloat v = back ? load(x + k) : load(x + k) * load(factors + k);
-        UNROLL for (int stage = 0; 1 << stage < W; stage++) v = turn_lanes(v, stage);
+        UNROLL for (int stage = 0; stage < STAGES; stage++) v = turn_lanes(v, stage);
         store(x + k, v);
     }
     uint32_t h = W;
