@@ -65,10 +65,11 @@ def layers_of(model: nn.Module) -> list[Pure1BitLinear]:
 
 
 def live_float_shapes() -> set[tuple[int, ...]]:
-    """Shapes of every float tensor that anything in the process holds."""
+    """Shapes of every float tensor that anything in the process holds; a compiler's fake ones have no memory."""
     gc.collect()
     found = set()
     for thing in gc.get_objects():
-        if issubclass(type(thing), Tensor) and thing.is_floating_point():  # isinstance would wake lazy modules
+        kind = type(thing)  # isinstance would wake lazy modules
+        if issubclass(kind, Tensor) and kind.__name__ != "FakeTensor" and thing.is_floating_point():
             found.add(tuple(thing.shape))
     return found

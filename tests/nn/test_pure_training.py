@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from onebit.errors import ConfigError, OnebitError
+from onebit.nn.pure_gradient_sum import Int8Sum
 from onebit.nn.pure_training import create_pure1bit_optimizer, pure1bit_training_step
-from onebit.optim.pure_deposit import row_chunks
+from onebit.optim.pure_deposit import row_chunks, square_sums, update_moments
 
 from .pure_models import IDS, Small, layers_of, loss_of, pure_model, train
 
@@ -97,24 +98,46 @@ def microbatched(model: Small, optimizer: Any, steps: int, parts: int) -> None:
         optimizer.zero_grad()
 
 
-def test_microbatches_are_one_large_batch() -> None:
-    # Inputs are rounded per token, so that a gradient is the sum of its microbatches' but for bfloat16.
+@pytest.mark.parametrize(("accumulation", "error"), [("bfloat16", 2.0**-8), ("int8", 0.02)])
+def test_microbatches_are_one_large_batch(accumulation: Any, error: float) -> None:
+    # Inputs are rounded per token, so that a gradient is the sum of its microbatches' but for the sum's rounding.
     whole, parted = pure_model(), pure_model()
     gradients: dict[str, list[Tensor]] = {"whole": [], "parted": []}
-    for name, model, parts in (("whole", whole, 1), ("parted", parted, 2)):
-        optimizer, _ = create_pure1bit_optimizer(model, lr=2e-2, gradient_accumulation_steps=parts)
+    for name, model, parts in (("whole", whole, 1), ("parted", parted, 4)):
+        optimizer, _ = create_pure1bit_optimizer(
+            model, lr=2e-2, gradient_accumulation_steps=parts, accumulation=accumulation
+        )
         weight, deposit = model.up.weight, model.up.weight.deposit
         weight.__dict__["deposit"] = lambda g, eta, name=name, deposit=deposit: (
             gradients[name].append(g.clone().float()), deposit(g, eta)
         )  # fmt: skip
         microbatched(model, optimizer, 1, parts)
     assert len(gradients["parted"]) == 1
-    scale = gradients["whole"][0].abs().max().item()
-    assert (gradients["whole"][0] - gradients["parted"][0]).abs().max() < 2**-7 * scale
+    expected = gradients["whole"][0]
+    assert (expected - gradients["parted"][0]).norm() < error * expected.norm()
     same = whole.up.weight.counters == parted.up.weight.counters
-    assert same.float().mean() > 0.9  # the others were rounded the other way
+    assert same.float().mean() > 0.8  # the others were rounded the other way
     moved_apart = whole.up.quantized().codes_OI != parted.up.quantized().codes_OI
-    assert moved_apart.float().mean() < 0.01
+    assert moved_apart.float().mean() < 0.02
+
+
+def test_an_int8_sum_keeps_columns_of_any_size() -> None:
+    torch.manual_seed(0)
+    sizes = torch.logspace(-2, 2, 100).unsqueeze(0) * torch.logspace(-1, 1, 30).unsqueeze(1)
+    parts = [torch.randn(30, 100) * sizes * 1e-6 for _ in range(16)]
+    peak = parts[0].abs().max()
+    zeros = torch.zeros(30), torch.zeros(100)
+    _, factors = update_moments(zeros, square_sums(parts[0], peak, 30), peak, torch.tensor(1))
+    total = Int8Sum(factors)
+    for part in parts:
+        total.add(part)
+    exact = torch.stack(parts).double().sum(0)
+    error = (total.total() - exact) / (sizes * 1e-6)
+    assert error.square().mean().sqrt() < 0.3  # of 4, the size of a sum of 16
+    assert total.total().shape == (30, 100)
+    bad = Int8Sum(factors)
+    bad.add(parts[0].masked_fill(parts[0].abs() == peak, torch.inf))
+    assert not torch.isfinite(bad.total()).all()
 
 
 def test_the_first_step_finds_out_whether_gradients_are_summed() -> None:

@@ -1,30 +1,104 @@
-"""The sum of a matrix's gradients over the microbatches of a step, when there is more than one.
+"""The sum of a matrix's gradients over the backward passes of a step, when there is more than one.
 
-Shape suffixes: O outputs, I inputs.
+What is summed is deposited once, as the gradient of one large batch would be.
+
+Shape suffixes: O outputs, I inputs, P inputs padded to whole blocks, N blocks of a row.
 """
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["GradientSum"]
+from onebit.optim.pure_deposit import Factors, row_chunks
+
+__all__ = ["BFloat16Sum", "GradientSum", "Int8Sum"]
+
+_BLOCK = 64
+_SMALLEST = 1e-30  # scale of a block of zeros
+_ROUNDED_UP = 1.0 + 2.0**-7  # so that a scale in bfloat16 is never below what the largest element needs
 
 
-class GradientSum:
-    """In bfloat16: 2 bytes a weight while a step lasts. What is summed is deposited once, as a large batch would be."""
+class GradientSum(Protocol):
+    """What a step's gradients are added to; it holds its own memory."""
+
+    def add(self, g_OI: Tensor) -> None:
+        """Add a gradient of any float type, which is not kept."""
+        ...
+
+    def total(self) -> Tensor:
+        """The sum, [O, I], in a float type."""
+        ...
+
+
+class BFloat16Sum:
+    """2 bytes a weight."""
 
     def __init__(self) -> None:
         self._sum_OI: Tensor | None = None
 
     def add(self, g_OI: Tensor) -> None:
-        """Add a gradient [O, I] of any float type; it is not kept."""
+        """Add a gradient."""
         if self._sum_OI is None:
             self._sum_OI = g_OI.to(torch.bfloat16, copy=True)
         else:
             self._sum_OI += g_OI  # in float32, rounded once
 
     def total(self) -> Tensor:
-        """The sum, [O, I]."""
+        """The sum, bfloat16 [O, I]."""
         assert self._sum_OI is not None
         return self._sum_OI
+
+
+class Int8Sum:
+    """1.03 bytes a weight: int8 with a scale for every 64 inputs of a row.
+
+    Gradients are divided by their usual size first, row by row and column by column, as the deposit will do: a block
+    then holds numbers of one size, however different the columns are. factors: of the step before.
+    """
+
+    def __init__(self, factors: Factors) -> None:
+        self._factors = factors
+        self._codes_OP: Tensor | None = None
+        self._scale_ON: Tensor | None = None
+
+    def add(self, g_OI: Tensor) -> None:
+        """Add a gradient."""
+        rows, cols = g_OI.shape
+        is_first = self._codes_OP is None
+        if is_first:
+            blocks = -(-cols // _BLOCK)
+            self._codes_OP = g_OI.new_zeros(rows, blocks * _BLOCK, dtype=torch.int8)
+            self._scale_ON = g_OI.new_zeros(rows, blocks, dtype=torch.bfloat16)
+        assert self._codes_OP is not None
+        assert self._scale_ON is not None
+        for part in row_chunks(rows, cols, g_OI.device):
+            sum_OP = F.pad(g_OI[part].float() * self._size(part), (0, self._codes_OP.shape[1] - cols))
+            if not is_first:
+                sum_OP += self._read(part)
+            blocks_ONB = sum_OP.unflatten(1, (-1, _BLOCK))
+            scale_ON = (blocks_ONB.abs().amax(-1) * (_ROUNDED_UP / 127)).clamp_min(_SMALLEST).bfloat16()
+            self._scale_ON[part] = scale_ON
+            self._codes_OP[part] = (blocks_ONB / scale_ON.float().unsqueeze(-1)).round_().flatten(1).to(torch.int8)
+
+    def total(self) -> Tensor:
+        """The sum, float32 [O, I]."""
+        assert self._codes_OP is not None
+        rows, cols = self._codes_OP.shape[0], self._factors.column_I.shape[0]
+        total_OI = self._factors.column_I.new_empty(rows, cols)
+        for part in row_chunks(rows, cols, total_OI.device):
+            total_OI[part] = self._read(part)[:, :cols] / self._size(part)
+        return total_OI
+
+    def _size(self, part: slice) -> Tensor:
+        return self._factors.row_O1[part] * self._factors.column_I
+
+    def _read(self, part: slice) -> Tensor:
+        assert self._codes_OP is not None
+        assert self._scale_ON is not None
+        codes_ONB = self._codes_OP[part].float().unflatten(1, (-1, _BLOCK))
+        read_OP: Tensor = codes_ONB.mul_(self._scale_ON[part].float().unsqueeze(-1)).flatten(1)
+        return read_OP

@@ -42,7 +42,7 @@ def create_pure1bit_optimizer(
     weight_decay: float = 0.0,
     seed: int = 0,
     gradient_accumulation_steps: int | None = None,
-    accumulation: Accumulation = "sum",
+    accumulation: Accumulation = "bfloat16",
 ) -> tuple[Pure1BitOptimizer, Pure1BitTrainingHelper]:
     """The optimizer of a model with Pure1BitLinear layers, and a helper that watches and releases it.
 

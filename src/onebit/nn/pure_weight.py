@@ -33,7 +33,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from onebit.errors import OnebitError
-from onebit.nn.pure_gradient_sum import GradientSum
+from onebit.nn.pure_gradient_sum import BFloat16Sum, GradientSum, Int8Sum
 from onebit.nn.pure_storage import (
     pack_codes,
     pack_counters,
@@ -43,6 +43,7 @@ from onebit.nn.pure_storage import (
 )
 from onebit.optim.pure_deposit import (
     deposit_counts,
+    moment_factors,
     row_chunks,
     square_sums,
     update_energy,
@@ -65,6 +66,11 @@ class Driver(Protocol):
 
     @property
     def seed(self) -> int: ...
+
+    @property
+    def accumulation(self) -> str:
+        """What a step's gradients are summed in: "bfloat16" or "int8"."""
+        ...
 
     def eta(self, weight: Any) -> Tensor:
         """The share of the threshold that an update of size 1 deposits now, float32 []."""
@@ -196,7 +202,7 @@ class PureWeight(nn.Module):
         if self.driver.deposits_at_once(self):
             self.deposit(g_OI, self.driver.eta(self))
             return
-        total = GradientSum() if self.gradient_sum is None else self.gradient_sum
+        total = self._new_sum(g_OI) if self.gradient_sum is None else self.gradient_sum
         total.add(g_OI)
         self.__dict__["gradient_sum"] = total
 
@@ -263,6 +269,17 @@ class PureWeight(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         # A copy is another weight: no optimizer trains it until it is told to.
         return {**self.__dict__, **_UNATTACHED}
+
+    def _new_sum(self, g_OI: Tensor) -> GradientSum:
+        assert self.driver is not None
+        if self.driver.accumulation == "bfloat16":
+            return BFloat16Sum()
+        moments, step = (self.row_moments, self.column_moments), self.deposits
+        peak = g_OI.abs().amax().float()
+        if step == 0:  # the first gradient tells its own sizes
+            step = step + 1
+            moments, _ = update_moments(moments, square_sums(g_OI, peak, self.out_features), peak, step)
+        return Int8Sum(moment_factors(moments, step, torch.isfinite(peak)))
 
     def _parts(self) -> Iterator[slice]:
         return row_chunks(self.out_features, self.in_features, self.device)

@@ -34,6 +34,7 @@ __all__ = [
     "Factors",
     "deposit_counts",
     "eta_from_lr",
+    "moment_factors",
     "row_chunks",
     "square_sums",
     "update_energy",
@@ -108,11 +109,16 @@ def update_moments(
     new_column_I = (old_column_I.double() * MOMENT_DECAY + mean_column_I * (1.0 - MOMENT_DECAY)).float()
     new_row_O = torch.where(is_finite, new_row_O, old_row_O)
     new_column_I = torch.where(is_finite, new_column_I, old_column_I)
-    share_O = new_row_O.double() / new_row_O.double().mean().clamp_min(1e-60)
-    size_I = new_column_I.double() / (1.0 - MOMENT_DECAY ** step.double())
+    return (new_row_O, new_column_I), moment_factors((new_row_O, new_column_I), step, is_finite)
+
+
+def moment_factors(moments: tuple[Tensor, Tensor], step: Tensor, is_finite: Tensor) -> Factors:
+    """The factors of moments that `step` deposits made."""
+    row_O, column_I = moments
+    share_O = row_O.double() / row_O.double().mean().clamp_min(1e-60)
+    size_I = column_I.double() / (1.0 - MOMENT_DECAY ** step.double())
     size_I = torch.maximum(size_I, size_I.mean() * _FLOOR).clamp_min(1e-60)
-    factors = Factors(share_O.clamp_min(_FLOOR).rsqrt().float().unsqueeze(1), size_I.rsqrt().float(), is_finite)
-    return (new_row_O, new_column_I), factors
+    return Factors(share_O.clamp_min(_FLOOR).rsqrt().float().unsqueeze(1), size_I.rsqrt().float(), is_finite)
 
 
 def update_energy(g_OI: Tensor, factors: Factors) -> Tensor:
