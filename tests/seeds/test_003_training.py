@@ -4,8 +4,8 @@
 section                here
 =====================  ========================================================================================
 Gradual lambda         test_effective_weights_are_the_documents_mix runs the line
-Quick Start            not run: a PowerShell script with a path on its author's disk, which does the manual steps in
-                       turn; examples/ternary.yaml does so here
+Quick Start            not run: a PowerShell script with a path on its author's disk; what it does, the whole pipeline,
+                       is examples/ternary.yaml here, which test_the_pipeline_is_a_recipe runs
 Manual Steps           run in turn with other names; with fewer, shorter samples and fewer steps but in the slow test
 Environment Setup      not run: paths on its author's disk; WANDB_DIR and WANDB_MODE mean here what they say there
 Training Manifest      every key and value, by the run of the manual steps
@@ -146,6 +146,20 @@ def test_the_manual_steps_lead_to_the_documents_manifest(
     rates = [entry["learning_rate"] for entry in records]
     assert rates[0] == pytest.approx(5e-5)
     assert rates[5] == pytest.approx(2.5e-5)  # the middle of a cosine
+
+
+def test_the_pipeline_is_a_recipe(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (EXAMPLES / "ternary.yaml").read_text(encoding="utf-8")
+    changes = {"models/base": str(base), "num: 2000": "num: 4\n      max_new_tokens: 48", "steps: 1000": "steps: 2"}
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    Path("small.yaml").write_text(text, encoding="utf-8")
+    assert execute(["recipe", "run", "small.yaml"]) == 0
+    model, packed = (Path("runs/ternary") / name for name in ("model", "model.safetensors"))
+    assert sum(1 for _ in bit_layers(load_converted(model))) == 14
+    assert packed.stat().st_size < (model / "model.safetensors").stat().st_size
 
 
 @pytest.mark.slow
