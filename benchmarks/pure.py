@@ -12,9 +12,10 @@ arms are compared within a seed. Every arm has embedding, head, norms and scales
 over 5 % of the steps, a cosine to 0 and gradients clipped to 1; a ternary arm rounds its inputs to int8.
 
 An arm is METHOD@RATE: float and hybrid take AdamW's rate of the matrices (hybrid with weight decay 0.1); int8, int4 and
-none are the counters of pure training and take eta. `+K` behind an arm gives each step in K microbatches. Bits per byte
-are taken on 24 fixed batches at the end of the run. Each result is added to --work-dir/results.jsonl at once; what is
-there is not run again.
+none are the counters of pure training and take eta. `+K` behind an arm gives each step in K microbatches, and `:SUM`
+behind that says what pure training sums them in (bfloat16, int8, or deposit: not at all). Bits per byte are taken on 24
+fixed batches at the end of the run. Each result is added to --work-dir/results.jsonl at once; what is there is not run
+again.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import math
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -33,6 +33,8 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "src")]
 
 ARMS = ("float@3e-3", "hybrid@5e-3", "int8@0.12", "int4@0.12", "none@0.12")
+METHODS = ("float", "hybrid", "int8", "int4", "none")
+SUMS = ("bfloat16", "int8", "deposit")
 VALIDATION_BATCHES = 24
 
 
@@ -51,6 +53,30 @@ class Job:
     @property
     def name(self) -> str:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What the name of an arm says."""
+
+    method: str
+    rate: float
+    microbatches: int = 1
+    accumulation: str = "bfloat16"
+
+    @classmethod
+    def of(cls, name: str) -> Arm:
+        """Raises ValueError for a name that says nothing."""
+        method, _, rest = name.partition("@")
+        rate, _, rest = rest.partition("+")
+        microbatches, _, accumulation = rest.partition(":")
+        arm = cls(method, float(rate), int(microbatches or 1), accumulation or cls.accumulation)
+        for given, known in ((method, METHODS), (arm.accumulation, SUMS)):
+            if given not in known:
+                raise ValueError(f"{given!r} is not one of {', '.join(known)}")
+        if not arm.rate > 0 or 16 % arm.microbatches:
+            raise ValueError("the rate must be positive, and K a divisor of 16")
+        return arm
 
 
 def main() -> None:
@@ -81,7 +107,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, help="folder with wikitext-2/ and tinyshakespeare/")
     parser.add_argument("--task", nargs="+", choices=("scratch", "finetune"), default=["scratch"])
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), metavar="METHOD@RATE[+K]")
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), metavar="METHOD@RATE[+K[:SUM]]")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--steps", type=int, help="400 from scratch, 250 of fine-tuning")
     parser.add_argument("--base-steps", type=int, default=900, help="of the hybrid model that fine-tuning starts from")
@@ -89,20 +115,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--work-dir", type=Path, default=HERE.parent / "runs" / "pure")
     arguments = parser.parse_args(argv)
     for arm in arguments.arms:
-        method, rate, microbatches = parts_of(arm)
-        if method not in ("float", "hybrid", "int8", "int4", "none") or not rate > 0 or 16 % microbatches:
-            parser.error(f"--arms: {arm!r} is not METHOD@RATE or METHOD@RATE+K with K a divisor of 16")
+        try:
+            Arm.of(arm)
+        except ValueError as error:
+            parser.error(f"--arms: {arm!r} is not METHOD@RATE[+K[:SUM]]: {error}")
     return arguments
-
-
-def parts_of(arm: str) -> tuple[str, float, int]:
-    """(method, rate, microbatches) of an arm's name."""
-    method, _, rest = arm.partition("@")
-    rate, _, microbatches = rest.partition("+")
-    try:
-        return method, float(rate), int(microbatches or 1)
-    except ValueError:
-        return method, math.nan, 1
 
 
 def result_of(job: Job, arguments: argparse.Namespace, file: Path) -> dict[str, Any]:
@@ -115,7 +132,7 @@ def result_of(job: Job, arguments: argparse.Namespace, file: Path) -> dict[str, 
             if kept["name"] == job.name:
                 return kept
     began = time.process_time()
-    found = run(job, parts_of(job.arm), arguments.data_dir, arguments.work_dir)
+    found = run(job, Arm.of(job.arm), arguments.data_dir, arguments.work_dir)
     result = {"name": job.name, **asdict(job), **found, "seconds": round(time.process_time() - began, 1)}
     with file.open("a", encoding="utf-8") as lines:
         lines.write(json.dumps(result) + "\n")

@@ -24,7 +24,7 @@ from onebit.nn import (
 )
 from onebit.optim import LearningRate
 from onebit.quant import WeightQuantizer, quantize
-from pure import VALIDATION_BATCHES
+from pure import VALIDATION_BATCHES, Arm
 from quality_texts import SHAKESPEARE_TRAIN_SHARE, texts
 
 WIDTH, LAYERS, HEADS, INNER, CONTEXT, BATCH = 128, 4, 4, 256, 128, 16
@@ -74,15 +74,14 @@ class Block(nn.Module):
         return out
 
 
-def run(job: Any, arm: tuple[str, float, int], data_dir: Path | None, work_dir: Path) -> dict[str, Any]:
+def run(job: Any, arm: Arm, data_dir: Path | None, work_dir: Path) -> dict[str, Any]:
     """Train and judge one arm."""
-    method, rate, microbatches = arm
     model = start_of(job, work_dir, data_dir)
     train_N, validation_N = text_of("A" if job.task == "scratch" else "B", data_dir)
     before = bits_per_byte(model, validation_N)
-    optimizer, helper = prepare(model, method, rate, job.lr, microbatches)
+    optimizer, helper = prepare(model, arm, job.lr)
     codes = codes_of(model)
-    told = train(model, optimizer, train_N, validation_N, job.steps, job.seed, microbatches)
+    told = train(model, optimizer, train_N, validation_N, job.steps, job.seed, arm.microbatches)
     now = codes_of(model)
     count = sum(c.numel() for c in now) or 1
     zeros = sum(int((c == 0).sum()) for c in now) / count
@@ -91,7 +90,7 @@ def run(job: Any, arm: tuple[str, float, int], data_dir: Path | None, work_dir: 
         "bpb_start": before,
         "zeros": zeros,
         "changed": changed,
-        "bytes_per_weight": bytes_per_weight(model, method),
+        "bytes_per_weight": bytes_per_weight(model, arm.method),
     }
     if helper is not None:
         told["telemetry"] = helper.telemetry()
@@ -108,7 +107,7 @@ def start_of(job: Any, work_dir: Path, data_dir: Path | None) -> Decoder:
     if not path.is_file():
         torch.manual_seed(1000)
         base = Decoder()
-        optimizer, _ = prepare(base, "hybrid", 5e-3, 3e-3, 1)
+        optimizer, _ = prepare(base, Arm("hybrid", 5e-3), 3e-3)
         train_N, validation_N = text_of("A", data_dir)
         told = train(base, optimizer, train_N, validation_N, job.base_steps, 1000, 1)
         print(f"base: {told['bpb']:.4f} bits per byte on its own text", flush=True)
@@ -118,18 +117,25 @@ def start_of(job: Any, work_dir: Path, data_dir: Path | None) -> Decoder:
     return model
 
 
-def prepare(model: nn.Module, method: str, rate: float, lr: float, microbatches: int) -> tuple[Any, Any]:
+def prepare(model: nn.Module, arm: Arm, lr: float) -> tuple[Any, Any]:
     """(optimizer, helper of pure training or None); the model is converted in place."""
-    if method in ("int8", "int4", "none"):
-        replace_linear_with_pure1bit_linear(model, counter=method)  # type: ignore[arg-type]
-        return create_pure1bit_optimizer(model, lr, eta=rate, betas=BETAS, gradient_accumulation_steps=microbatches)
-    if method == "hybrid":
+    if arm.method in ("int8", "int4", "none"):
+        replace_linear_with_pure1bit_linear(model, counter=arm.method)  # type: ignore[arg-type]
+        return create_pure1bit_optimizer(
+            model,
+            lr,
+            eta=arm.rate,
+            betas=BETAS,
+            gradient_accumulation_steps=arm.microbatches,
+            accumulation=arm.accumulation,  # type: ignore[arg-type]
+        )
+    if arm.method == "hybrid":
         replace_linear_with_bitlinear(model)
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and name.startswith("blocks")]
     inside = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in inside]
     groups = [
-        {"params": matrices, "lr": rate, "weight_decay": 0.1},
+        {"params": matrices, "lr": arm.rate, "weight_decay": 0.1},
         {"params": others, "lr": lr, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, betas=BETAS), None

@@ -1,0 +1,61 @@
+"""The benchmark of pure training: what its arms' names mean, and what its table says."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "pure.py"
+
+
+@pytest.fixture(scope="module")
+def pure() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("benchmark_pure", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["benchmark_pure"] = module
+    before = list(sys.path)
+    spec.loader.exec_module(module)
+    sys.path[:] = before
+    return module
+
+
+def test_the_name_of_an_arm(pure: ModuleType) -> None:
+    assert pure.Arm.of("hybrid@5e-3") == pure.Arm("hybrid", 5e-3)
+    assert pure.Arm.of("int8@0.12+4:int8") == pure.Arm("int8", 0.12, 4, "int8")
+    assert pure.Arm.of("int4@0.06+2") == pure.Arm("int4", 0.06, 2, "bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("int8", "could not convert"),
+        ("int2@0.1", "'int2' is not one of float, hybrid"),
+        ("int8@0", "rate must be positive"),
+        ("int8@0.1+3", "K a divisor of 16"),
+        ("int8@0.1+4:float", "'float' is not one of bfloat16, int8, deposit"),
+    ],
+)
+def test_a_name_that_says_nothing(pure: ModuleType, name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        pure.Arm.of(name)
+
+
+def test_a_job_is_named_by_what_decides_it(pure: ModuleType) -> None:
+    told = {"task": "scratch", "arm": "int8@0.12", "seed": 0, "steps": 4, "base_steps": 0, "lr": 3e-3, "data": "stdlib"}
+    names = {pure.Job(**{**told, **change}).name for change in ({}, {"seed": 1}, {"arm": "int4@0.12"}, {"steps": 5})}
+    assert len(names) == 4
+    assert pure.Job(**told).name in names
+
+
+def test_the_table_has_a_line_for_each_arm(pure: ModuleType) -> None:
+    about = {"task": "scratch", "bytes_per_weight": 1.25, "ms_per_step": 200.0, "zeros": 0.3, "flips_mean": 0.001}
+    results = [{**about, "arm": arm, "bpb": bpb} for arm, bpb in (("a@1", 2.0), ("a@1", 3.0), ("b@1", 4.0))]
+    lines = pure.table(results).splitlines()
+    assert len(lines) == 3
+    assert "2.5000   2.0000 3.0000" in lines[1]
