@@ -70,8 +70,7 @@ def create_pure1bit_optimizer(
     ]
     optimizer = Pure1BitOptimizer(
         [group for group in groups if group["params"]],
-        # By name, so that a weight keeps its random numbers whatever else the model has.
-        {zlib.crc32(name.encode()): weight for name, weight in weights.items()},
+        _numbered(weights),
         lr,
         eta=eta,
         betas=betas,
@@ -84,6 +83,17 @@ def create_pure1bit_optimizer(
     etas = [float(optimizer.eta(weight)) for weight in weights.values()]
     _log.info("pure training of %d matrices: lr %g, eta %.4g to %.4g", len(etas), lr, min(etas), max(etas))
     return optimizer, Pure1BitTrainingHelper(optimizer)
+
+
+def _numbered(weights: dict[str, PureWeight]) -> dict[int, PureWeight]:
+    """Numbers in [0, 2^32) by name, so that a weight keeps its random numbers whatever else the model has."""
+    numbered: dict[int, PureWeight] = {}
+    for name, weight in weights.items():
+        number = zlib.crc32(name.encode())
+        while number in numbered:
+            number = (number + 1) % 2**32
+        numbered[number] = weight
+    return numbered
 
 
 class Pure1BitTrainingHelper:

@@ -41,6 +41,8 @@ class PureSftTrainer(TernarySftTrainer):
             seed=settings.seed,
             gradient_accumulation_steps=args.gradient_accumulation_steps,
         )
+        if args.ddp_broadcast_buffers is None:
+            args.ddp_broadcast_buffers = False  # codes and counters are alike already, and large
         super().__init__(model=model, args=args, optimizers=(self.pure_optimizer, None), **rest)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
