@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from onebit.errors import ConfigError
 from onebit.models.converted import load_converted
-from onebit.train import processes
+from onebit.train import processes, sharding
 from onebit.train import sft as recipe
 from onebit.train.metrics_log import read_metrics
 from onebit.train.sft import sft
@@ -30,6 +30,11 @@ from .fine_tuning import make_base, samples, write_rows
 # The first loss comes before any update: only the order of float32 sums differs. Later a sum that differs in the last
 # bit can flip a ternary code, which is a real jump of the loss.
 FIRST, LATER = 1e-6, 2e-3
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
+ACCELERATE_FSDP = (
+    *("-m", "accelerate.commands.launch", "--use_fsdp", "--fsdp_version", "2", "--num_machines", "1"),
+    *("--mixed_precision", "no", "--dynamo_backend", "no", "--num_processes"),
+)
 # The command whose first process dies at a step, as one that the machine kills, and that tells what each process holds.
 DRIVER = """
 import json, os, signal
@@ -90,9 +95,14 @@ def run(base: Path, tmp_path: Path) -> SftSettings:
 
 
 def launch(
-    run: SftSettings, count: int, *more: str, command: str = "sft", dies_at: int = -1
+    run: SftSettings,
+    count: int,
+    *more: str,
+    command: str = "sft",
+    dies_at: int = -1,
+    launcher: tuple[str, ...] = TORCHRUN,
 ) -> subprocess.CompletedProcess[str]:
-    """The command under torchrun, or alone where one process is enough; it tells in told/ what each process holds."""
+    """The command under a launcher, or alone where one process is enough; it tells in told/ what each process holds."""
     folder = run.output_dir.parent
     driver, told = folder / "driver.py", folder / "told"
     driver.write_text(DRIVER)
@@ -111,9 +121,9 @@ def launch(
         flags += [f"--{name.replace('_', '-')}", getattr(run, name)]
     for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "device", "threads"):
         flags += [f"--{name.replace('_', '-')}", getattr(run, name)]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", count] if count > 1 else []
+    launched = [*launcher, count] if count > 1 else []
     return subprocess.run(
-        [sys.executable, *map(str, [*torchrun, driver, command, *flags, *more])],
+        [sys.executable, *map(str, [*launched, driver, command, *flags, *more])],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TOLD": str(told), "DIES_AT": str(dies_at)},
         capture_output=True,
         text=True,
@@ -263,7 +273,7 @@ def test_fsdp_goes_on_from_one_process_and_saves_a_model_that_loads(run: SftSett
     sft(whole)
     sharded = replace(whole, output_dir=tmp_path / "sharded")
     assert launch(sharded, 1, dies_at=6).returncode == -signal.SIGKILL
-    done = launch(sharded, 2, "--fsdp")
+    done = launch(sharded, 2, launcher=ACCELERATE_FSDP)  # the Trainer's own flag: in the tests above
     assert done.returncode == 0, done.stderr[-2000:]
     assert [each["part"] * 2 for each in told(sharded)] == [each["whole"] for each in told(sharded)]
     assert curve(sharded.output_dir, "loss") == pytest.approx(curve(whole.output_dir, "loss"), rel=LATER)
@@ -275,3 +285,10 @@ def test_fsdp_goes_on_from_one_process_and_saves_a_model_that_loads(run: SftSett
     about = manifest(sharded.output_dir)
     assert about["config"]["architectures"] == ["LlamaForCausalLM"]
     assert about["parameters"] == manifest(whole.output_dir)["parameters"]
+
+
+def test_the_first_fsdp_is_refused() -> None:
+    state = SimpleNamespace(fsdp_plugin=SimpleNamespace(fsdp_version=1))
+    trainer = SimpleNamespace(args=SimpleNamespace(fsdp=True), accelerator=SimpleNamespace(state=state))
+    with pytest.raises(ConfigError, match="FSDP 1 is not supported; give accelerate --fsdp_version 2"):
+        sharding.shard_on_cpu(trainer)

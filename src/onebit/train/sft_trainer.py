@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl.trainer.sft_trainer import SFTTrainer
 
-from onebit.errors import OnebitError
+from onebit.errors import ConfigError, OnebitError
 from onebit.nn import BitLinear, Schedule
 from onebit.optim import LambdaShape, decaying_parameter_names, lambda_mix
 from onebit.train.checkpoints import AtomicCheckpoints
@@ -57,6 +57,10 @@ class TernarySftTrainer(AtomicCheckpoints, SFTTrainer):
         self.warmup = warmup
         self.code_metrics = CodeMetrics()
         super().__init__(model=model, callbacks=[warmup, self.code_metrics, *(callbacks or [])], **rest)
+        if self.is_fsdp_enabled and hasattr(model, "peft_config"):
+            raise ConfigError(
+                "--use-peft cannot merge adapters that FSDP has cut over processes; drop FSDP: DDP will do"
+            )
         if model.config.model_type != "onebit" and getattr(self.processing_class, "bos_token_id", None) is None:
             # Qwen's configurations name a BOS that its tokenizers never write; export would start every text with it.
             model.config.bos_token_id = None

@@ -23,6 +23,7 @@ __all__ = [
     "asks_for_fsdp",
     "load_optimizer",
     "load_weights",
+    "load_whole_models",
     "shard_on_cpu",
     "share_weights",
     "whole",
@@ -34,6 +35,12 @@ __all__ = [
 def asks_for_fsdp(arguments: Any) -> bool:
     """Whether --fsdp, or accelerate's launcher, wants the model sharded."""
     return bool(arguments.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
+def load_whole_models() -> None:
+    """Have every process read the whole model, which conversion needs: accelerate's launcher gives it to one alone."""
+    if "FSDP_CPU_RAM_EFFICIENT_LOADING" in os.environ:
+        os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
 
 
 def shard_on_cpu(trainer: Any) -> None:

@@ -11,6 +11,7 @@ from transformers import HfArgumentParser
 
 from onebit.errors import ConfigError, nearest_name
 from onebit.train.sft_settings import SftSettings
+from onebit.train.sharding import load_whole_models
 
 __all__ = ["sft_config", "trl_options"]
 
@@ -68,9 +69,11 @@ def sft_config(settings: SftSettings, *, on_cpu: bool, distributed: bool) -> Any
         with warnings.catch_warnings():
             # The field's new name is not the old one's alias for TRL, whose default is True.
             warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
-            return SFTConfig(**fields)
+            arguments = SFTConfig(**fields)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"TRL's SFTConfig refuses this: {' '.join(str(error).split())}") from error
+    load_whole_models()
+    return arguments
 
 
 class _Parser(HfArgumentParser):
