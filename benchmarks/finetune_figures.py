@@ -31,6 +31,7 @@ ADDITIONS: dict[str, dict[str, Any]] = {
     "tables": {"tables": True},
 }
 SAME_RATE = {"g64", "g256", "tables", "rotation", "calibrated", "mixdistill"}  # the rate is that of the arm without
+FROM_TWIN = {"twin", "calibrated"}  # together they begin where training has little left to do, with a rate of their own
 
 
 def default_arms() -> list[str]:
@@ -66,45 +67,70 @@ def ingredients_of(arm: str) -> Ingredients:
 
 def rate_arm(arm: str) -> str:
     """The arm whose learning rate this one takes."""
-    return "+".join(part for part in arm.split("+") if part not in SAME_RATE)
+    parts = arm.split("+")
+    own = FROM_TWIN if set(parts) >= FROM_TWIN else set()
+    return "+".join(part for part in parts if part in own or part not in SAME_RATE)
 
 
-def _by_arm(samples: list[dict[str, Any]], key: str = "loss") -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {}
+def _by_arm(samples: list[dict[str, Any]], key: str = "loss") -> dict[str, dict[int, float]]:
+    """Arm -> seed -> value. An arm may have fewer seeds than others; it is compared on those that both have."""
+    found: dict[str, dict[int, float]] = {}
     for sample in samples:
-        found.setdefault(sample["arm"], []).append(sample[key])
+        found.setdefault(sample["arm"], {})[sample["seed"]] = sample[key]
     return found
 
 
-def figures_of(samples: list[dict[str, Any]]) -> tuple[dict[str, float], str]:
-    """(figures, the best trained ternary arm). Ratios are of mean losses; gap_closed is of what ste leaves to float.
+def _mean(values: dict[int, float]) -> float:
+    return statistics.fmean(values.values())
 
-    The figures that end in _from_base are of the best arm that does not start from the twin.
+
+def _over(one: dict[int, float], other: dict[int, float]) -> list[float]:
+    """The ratio of each seed that both have."""
+    return [value / other[seed] for seed, value in one.items() if seed in other]
+
+
+def _gap_closed(losses: dict[str, dict[int, float]], arm: str) -> float | None:
+    """The share of what ste leaves to float, over the arm's seeds; None where ste leaves nothing."""
+    seeds = losses[arm].keys() & losses["ste"].keys() & losses["float"].keys()
+    gap = sum(losses["ste"][seed] - losses["float"][seed] for seed in seeds)
+    return sum(losses["ste"][seed] - losses[arm][seed] for seed in seeds) / gap if gap > 0 else None
+
+
+def figures_of(samples: list[dict[str, Any]]) -> tuple[dict[str, float], str]:
+    """(figures, the best trained ternary arm). Ratios are of losses, by seed; gap_closed of what ste leaves to float.
+
+    The best is chosen among arms with every seed. The figures that end in _from_base are of the best arm that does not
+    start from the twin.
     """
     losses = _by_arm(samples)
-    mean = {arm: statistics.fmean(values) for arm, values in losses.items()}
-    gap = mean["ste"] - mean["float"]
     figures: dict[str, float] = {}
+
+    def put(arm: str, prefix: str, suffix: str = "") -> None:
+        ratios = _over(losses[arm], losses["float"])
+        figures[f"{prefix}over_float{suffix}"] = round(statistics.fmean(ratios), 5)
+        figures[f"{prefix}over_float_worst_seed{suffix}"] = round(max(ratios), 5)
+        closed = _gap_closed(losses, arm)
+        if closed is not None:
+            figures[f"{prefix.removesuffix('student_')}gap_closed{suffix}"] = round(closed, 5)
+
     for arm, values in losses.items():
         name = arm.replace("+", "_")
-        figures[f"{name}_loss"] = round(mean[arm], 5)
-        figures[f"{name}_loss_spread"] = round(max(values) - min(values), 5)
+        figures[f"{name}_seeds"] = len(values)
+        figures[f"{name}_loss"] = round(_mean(values), 5)
+        figures[f"{name}_loss_spread"] = round(max(values.values()) - min(values.values()), 5)
         for key in ("bits_per_byte", "kl_base", "seconds"):
-            figures[f"{name}_{key}"] = round(statistics.fmean(_by_arm(samples, key)[arm]), 5)
+            figures[f"{name}_{key}"] = round(_mean(_by_arm(samples, key)[arm]), 5)
         if arm not in ("base", "float"):
             figures[f"{name}_kl_twin"] = round(statistics.fmean(s["kl_twin"] for s in samples if s["arm"] == arm), 5)
-            figures[f"{name}_over_float"] = round(mean[arm] / mean["float"], 5)
-            if gap > 0:
-                figures[f"{name}_gap_closed"] = round((mean["ste"] - mean[arm]) / gap, 5)
-    trained = [arm for arm in mean if arm.split("+")[0] in ("ste", "lambda")]
-    best = min(trained, key=lambda arm: mean[arm])
-    best_from_base = min((arm for arm in trained if "twin" not in arm.split("+")), key=lambda arm: mean[arm])
-    for arm, suffix in ((best, ""), (best_from_base, "_from_base")):
-        pairs = zip(losses[arm], losses["float"], strict=True)
-        figures[f"student_over_float{suffix}"] = round(mean[arm] / mean["float"], 5)
-        figures[f"student_over_float_worst_seed{suffix}"] = round(max(a / b for a, b in pairs), 5)
-        if gap > 0:
-            figures[f"gap_closed{suffix}"] = round((mean["ste"] - mean[arm]) / gap, 5)
+            put(arm, f"{name}_")
+    whole = [arm for arm in losses if arm.split("+")[0] in ("ste", "lambda") and len(losses[arm]) == len(losses["ste"])]
+    best = min(whole, key=lambda arm: _mean(losses[arm]))
+    put(best, "student_")
+    put(
+        min((arm for arm in whole if "twin" not in arm.split("+")), key=lambda arm: _mean(losses[arm])),
+        "student_",
+        "_from_base",
+    )
     return figures, best
 
 
@@ -116,16 +142,18 @@ def effects(samples: list[dict[str, Any]]) -> list[str]:
         start, *additions = arm.split("+")
         for name in additions:
             without = "+".join([start, *(other for other in additions if other != name)])
-            if without not in losses:
+            differences = [
+                loss - losses[without][seed] for seed, loss in losses[arm].items() if seed in losses.get(without, {})
+            ]
+            if not differences:
                 continue
-            differences = [a - b for a, b in zip(losses[arm], losses[without], strict=True)]
             helped = (
                 "helped" if max(differences) < 0 else "hurt" if min(differences) > 0 else "made no clear difference"
             )
+            seeds = f"{len(differences)} seed{'s' if len(differences) > 1 else ''}"
             mean = statistics.fmean(differences)
-            lines.append(
-                f"+{name} on {without}: {mean:+.4f} nats ({min(differences):+.4f} to {max(differences):+.4f}), {helped}"
-            )
+            spread = f"{min(differences):+.4f} to {max(differences):+.4f}, {seeds}"
+            lines.append(f"+{name} on {without}: {mean:+.4f} nats ({spread}), {helped}")
     return lines
 
 
@@ -156,10 +184,10 @@ def draw(samples: list[dict[str, Any]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     losses = _by_arm(samples)
-    arms = [arm for arm in losses if arm.split("+")[0] in ("ste", "lambda")][::-1]
+    arms = [arm for arm in losses if arm.split("+")[0] in ("ste", "lambda") or arm == "naive+calibrated"][::-1]
     figure, axis = plt.subplots(figsize=(6.4, 0.9 + 0.26 * len(arms)))
     for row, arm in enumerate(arms):
-        ratios = [a / b for a, b in zip(losses[arm], losses["float"], strict=True)]
+        ratios = _over(losses[arm], losses["float"])
         axis.plot(ratios, [row] * len(ratios), "o", color="#1f6feb", markersize=3, alpha=0.6)
         axis.plot(statistics.fmean(ratios), row, "|", color="#1f6feb", markersize=11)
     axis.axvline(1.0, color="#666666", linewidth=1)
