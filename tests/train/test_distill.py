@@ -211,7 +211,9 @@ def test_sigterm_saves_and_the_same_call_goes_on_bit_for_bit(
 def test_distilling_brings_a_student_nearer_to_its_teacher(run: DistillSettings, base: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text(TEXT)
-    settings = replace(run, dataset_name=str(text), max_steps=40, learning_rate=3e-3, max_length=32)
+    settings = replace(
+        run, dataset_name=str(text), max_steps=40, learning_rate=3e-3, max_length=32, hard_label_weight=0.0
+    )
     distill(settings)
     teacher = AutoModelForCausalLM.from_pretrained(base).eval()
     rounded = replace(settings, output_dir=tmp_path / "rounded", max_steps=1, learning_rate=0.0)

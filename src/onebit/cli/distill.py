@@ -8,7 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
-from onebit.cli.fine_tuning_options import CONTEXT_SETTINGS, MODEL, FineTuningOptions, settings_from, takes
+from onebit.cli.fine_tuning_options import (
+    CONTEXT_SETTINGS,
+    MODEL,
+    FineTuningOptions,
+    LambdaWarmupFrac,
+    settings_from,
+    takes,
+)
 
 __all__ = ["CONTEXT_SETTINGS", "distill"]
 
@@ -54,7 +61,8 @@ class DistillOptions(FineTuningOptions):
     )
     hard_label_weight: Annotated[
         float, typer.Option(help="Share of the data's own tokens in the loss, 0 to 1.", rich_help_panel=_TEACHER)
-    ] = 0.0
+    ] = 0.5
+    lambda_warmup_frac: LambdaWarmupFrac = 0.0
     token_scaled: Annotated[
         bool,
         typer.Option(

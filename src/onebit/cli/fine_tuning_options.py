@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
-__all__ = ["CONTEXT_SETTINGS", "MODEL", "FineTuningOptions", "settings_from", "takes"]
+__all__ = ["CONTEXT_SETTINGS", "MODEL", "FineTuningOptions", "LambdaWarmupFrac", "settings_from", "takes"]
 
 # What is no flag of ours passes to TRL's SFTConfig by name.
 CONTEXT_SETTINGS = {"ignore_unknown_options": True, "allow_extra_args": True}
@@ -22,6 +22,9 @@ MODEL = "Model"
 _DATA, _CONVERSION, _OPTIMISER, _RUN, _MACHINE = "Data", "Conversion", "Optimiser", "Run", "Machine"
 _ADAPTERS = "Adapters"
 
+LambdaWarmupFrac = Annotated[
+    float, typer.Option(help="Share of the steps from float to ternary, 0: none.", rich_help_panel=_OPTIMISER)
+]
 Command = TypeVar("Command", bound=Callable[..., None])
 
 
@@ -128,9 +131,7 @@ class FineTuningOptions:
             rich_help_panel=_ADAPTERS,
         ),
     ] = "inside"
-    lambda_warmup_frac: Annotated[
-        float, typer.Option(help="Share of the steps from float to ternary, 0: none.", rich_help_panel=_OPTIMISER)
-    ] = 0.4
+    lambda_warmup_frac: LambdaWarmupFrac = 0.4
     lambda_shape: Annotated[
         str, typer.Option(help="linear, cosine, sigmoid or exponential.", rich_help_panel=_OPTIMISER)
     ] = "linear"

@@ -20,7 +20,8 @@ class DistillSettings(SftSettings):
     top_k: how many of the teacher's log-probabilities are kept for each token. token_scaled: tokens count by the
     teacher's own loss (TSLD). relation_layer: counted from 0, or from the end; relation_heads None: the key-value heads
     of the student. The teacher runs once, into teacher_cache_dir (None: beside the prepared rows), unless relations are
-    asked for: then its layers up to that one run at every step too.
+    asked for: then its layers up to that one run at every step too. The defaults, half labels and ternary from the
+    first step, are those that came nearest to the float twin in benchmarks/finetune.py.
 
     Raises:
         ConfigError: a value that cannot work, named as the flag is.
@@ -32,7 +33,8 @@ class DistillSettings(SftSettings):
     teacher_cache_dir: Path | None = None
     temperature: float = 1.0
     top_k: int = 64
-    hard_label_weight: float = 0.0
+    hard_label_weight: float = 0.5
+    lambda_warmup_frac: float = 0.0
     token_scaled: bool = False
     relation_weight: float = 0.0
     relation_layer: int = -1
