@@ -71,7 +71,8 @@ def main() -> None:
     for arm in tuned_arms:
         rates[arm] = tune(runs, arm, rates, arguments) if tunes else arguments.lrs[0]
     # Seed by seed, so that a benchmark that is cut short still holds complete comparisons.
-    samples = [runs.result(job_of(runs, arm, rates, seed, arguments.steps)) for seed in arguments.seeds for arm in arms]
+    jobs = (job_of(runs, arm, rates, seed, arguments.steps) for seed in arguments.seeds for arm in arms)
+    samples = [runs.result(job) for job in jobs if not arguments.finished or runs.has(job)]
     figures, best = figures_of(samples)
     print(table(samples, figures), *effects(samples), sep="\n")
     if arguments.quick:
@@ -100,6 +101,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon", help="of fine-tuning")
     parser.add_argument("--calibration-windows", type=int, default=256, help="of 128 tokens")
     parser.add_argument("--work-dir", type=Path, default=HERE.parent / "runs" / "finetune")
+    parser.add_argument("--finished", action="store_true", help="record the runs that are finished, without the others")
     parser.add_argument("--quick", action="store_true", help="a minute, to see that it works; numbers mean little")
     arguments = parser.parse_args(argv)
     has_folder = arguments.data_dir is not None
@@ -177,7 +179,7 @@ def record(
     from finetune_figures import draw
     from record import write_result
 
-    hidden = {"data_dir", "work_dir", "quick", "only"}
+    hidden = {"data_dir", "work_dir", "quick", "only", "finished"}
     config = {
         "protocol": (__doc__ or "").split("Protocol. ")[1].replace("\n\n", "\n").replace("\n", " ").strip(),
         **{name: value for name, value in vars(arguments).items() if name not in hidden},

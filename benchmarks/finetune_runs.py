@@ -76,6 +76,10 @@ class Runs:
         """Where the weights of a fine-tuned float run are."""
         return self.arguments.work_dir / "twins" / f"{name}.safetensors"
 
+    def has(self, job: Job) -> bool:
+        """Whether the file holds the result."""
+        return job.name in self.kept
+
     def result(self, job: Job) -> dict[str, Any]:
         """The result of a job, from the file when it is there."""
         if job.name in self.results:

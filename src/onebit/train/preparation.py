@@ -115,7 +115,10 @@ def make_model(settings: TrainSettings, config: OneBitConfig) -> Any:
 
 @contextmanager
 def output_folder(folder: Path) -> Iterator[None]:
-    """The folder of a run; one that was made here goes away again when what is given turns out to be unusable."""
+    """The folder of a run; one that was made here goes away again when what is given turns out to be unusable.
+
+    One with a checkpoint stays: whatever failed then, the steps that were trained are worth more than tidiness.
+    """
     is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -124,6 +127,6 @@ def output_folder(folder: Path) -> Iterator[None]:
     try:
         yield
     except OnebitError:
-        if is_new:
+        if is_new and not any(folder.glob("checkpoint-*")):
             shutil.rmtree(folder, ignore_errors=True)
         raise
