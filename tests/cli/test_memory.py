@@ -52,6 +52,8 @@ def test_json_adds_up_and_what_fits_fits(checkpoint: Path, capsys: Capture) -> N
         (["bitnet", "--plot", "memory.txt"], "must end in one of .png"),
         (["bitnet", "--plot", "nowhere/memory.png"], "there is no folder"),
         (["bitnet", "--batch-size", "0"], "batch-size"),
+        (["bitnet", "--granularity", "per_tenser"], "did you mean 'per_tensor'"),
+        (["bitnet", "--granularity", "per_tensor"], "has its own granularity"),
     ],
 )
 def test_what_cannot_be_is_one_line(arguments: list[str], message: str, capsys: Capture) -> None:

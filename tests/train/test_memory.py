@@ -70,7 +70,7 @@ def real_model(config: Any, dtype: torch.dtype = torch.float32, *, is_float: boo
 
 
 def pure_model(dtype: torch.dtype, config: Any = LLAMA, counter: CounterName = "int8") -> Any:
-    return replace_linear_with_pure1bit_linear(real_model(config, dtype, is_float=True), counter=counter)
+    return replace_linear_with_pure1bit_linear(real_model(config, dtype), counter=counter)
 
 
 def loss_of(model: Any) -> Tensor:
@@ -328,11 +328,23 @@ def test_shapes_come_from_files_folders_and_presets(tmp_path: Path) -> None:
     assert (seed.codes, seed.tied) == ("binary", True)
 
 
+def test_scales_are_those_of_the_conversion() -> None:
+    matrices = outline("llama").parameters.matrices
+    # Inputs are 48 and 80: one group of 128, one or two of 64.
+    assert outline("llama").parameters.scales == tuple(rows for rows, _ in matrices)
+    assert ModelOutline(LLAMA, group_size=64).parameters.scales == tuple(
+        rows * -(-cols // 64) for rows, cols in matrices
+    )
+    assert set(ModelOutline(LLAMA, granularity="per_tensor").parameters.scales) == {1}
+    with pytest.raises(ConfigError, match="its own granularity"):
+        ModelOutline(small("bitnet"), granularity="per_row")
+
+
 def test_a_large_model_is_counted_without_being_made(tmp_path: Path) -> None:
     """The shape of BitNet 2B-4T: 2.1 billion weights."""
     shape = {"hidden_size": 2560, "intermediate_size": 6912, "num_hidden_layers": 30, "num_attention_heads": 20}
     more = {"num_key_value_heads": 5, "vocab_size": 128256, "tie_word_embeddings": True}
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", **shape, **more}))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bitnet", **shape, **more}))
     parameters = outline_of(tmp_path).parameters
     assert parameters.weights == 30 * (2 * 2560 * 2560 + 2 * 2560 * 640 + 3 * 2560 * 6912)
     frozen = {method.name: memory_of(parameters, method, freeze_tables=True) for method in METHODS}

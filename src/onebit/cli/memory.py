@@ -47,6 +47,13 @@ def memory(
             help="Of pure methods: 2 bits a weight or 1 [default: the configuration's].", rich_help_panel=_METHOD
         ),
     ] = None,
+    granularity: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the scales, as sft's: per_tensor, per_row or per_group [default: sft's].", rich_help_panel=_METHOD
+        ),
+    ] = None,
+    group_size: Annotated[int | None, typer.Option(min=1, help="Of scales per group.", rich_help_panel=_METHOD)] = None,
     freeze_embeddings: Annotated[
         bool, typer.Option("--freeze-embeddings", help="Train neither embeddings nor head.", rich_help_panel=_METHOD)
     ] = False,
@@ -84,7 +91,11 @@ def memory(
     Nothing is trained or loaded: a step is taken without values. Kinds are added up, so the sum is the peak of a run
     with gradient accumulation, and a little more than that of a run without. 1 GB is 10^9 bytes.
     """
+    from typing import get_args
+
     from onebit.errors import ConfigError
+    from onebit.quant import Granularity
+    from onebit.quant.spec import check_name
     from onebit.train.memory import METHODS, largest_fit, memory_of, method_named
     from onebit.train.memory_model import outline_of
     from onebit.train.memory_picture import check_picture, draw_memory
@@ -92,7 +103,9 @@ def memory(
     methods = METHODS if method is None else [method_named(name) for name in dict.fromkeys(method)]
     if plot is not None:
         check_picture(plot)
-    outline = outline_of(model)
+    if granularity is not None:
+        check_name("--granularity", granularity, get_args(Granularity))
+    outline = outline_of(model, granularity=granularity, group_size=group_size)
     length = length or min(_USUAL_LENGTH, outline.longest)
     if length > outline.longest:
         raise ConfigError(f"--length is {length}, but the model has {outline.longest} positions; give at most that")

@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from onebit.errors import ConfigError, FormatError, nearest_name
 from onebit.models import PRESETS, OneBitConfig
-from onebit.models.converted import Conversion, convert_model, recorded_conversion
+from onebit.models.converted import Conversion, convert_model
 from onebit.models.pretrained import describe_model
 from onebit.models.quiet import quiet_transformers
 from onebit.nn import BitLinear, Schedule
@@ -34,14 +34,16 @@ _NEEDED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_head
 _ATTENTION_DROPOUT = ("attention_dropout", "attn_pdrop")
 
 
-def outline_of(source: Path | str) -> ModelOutline:
+def outline_of(source: Path | str, **conversion: Any) -> ModelOutline:
     """The outline of a configuration file, a checkpoint's folder, or a preset of `onebit train` by name.
+
+    conversion: granularity and group_size, where those that `onebit sft` would choose are not wanted.
 
     Raises:
         ConfigError, DataError: there is none, a field is missing or wrong, or it is no decoder that can be trained.
     """
     if str(source) in PRESETS:
-        return ModelOutline(OneBitConfig.preset(str(source)))
+        return ModelOutline(OneBitConfig.preset(str(source)), **conversion)
     path = Path(source).expanduser()
     file = path / "config.json" if path.is_dir() else path
     if path.suffix == ".1bit" and path.is_file():
@@ -51,7 +53,7 @@ def outline_of(source: Path | str) -> ModelOutline:
             f"{source}: no such configuration or folder with a config.json, and no preset ({', '.join(PRESETS)})"
             f"{nearest_name(str(source), PRESETS)}"
         )
-    return ModelOutline(_read(file))
+    return ModelOutline(_read(file), **conversion)
 
 
 def _read(file: Path) -> Any:
@@ -85,20 +87,22 @@ class ModelOutline:
     longest: positions that the model has; tied: whether the head is the embedding's table.
     """
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any, **conversion: Any) -> None:
         self.config = config = copy.deepcopy(config)
         self._steps: dict[tuple[Any, ...], StepBytes] = {}
         self.is_onebit = isinstance(config, OneBitConfig)
+        if self.is_onebit and any(value is not None for value in conversion.values()):
+            raise ConfigError("a configuration of onebit train has its own granularity; leave the flags out")
+        self.conversion = None if self.is_onebit else Conversion.of(config, **conversion)
         for name in _ATTENTION_DROPOUT:  # the fused attention of a CPU has none, and it takes no memory elsewhere
             if hasattr(config, name):
                 setattr(config, name, 0.0)
-        has_conversion = not self.is_onebit and recorded_conversion(config) is not None
         model = self._build("hybrid", torch.float32)
         layers = _equal_layers(model)
         self.layers = len(layers)
         self.longest = int(getattr(config, "max_position_embeddings", 0) or 1 << 20)
         self.codes: Codes = "binary" if self._quantizer() == "binary" else "ternary"
-        self.parameters = _sorted_parameters(model, has_conversion=has_conversion)
+        self.parameters = _sorted_parameters(model)
         self.tied = not self.parameters.head
         if not self.parameters.matrices:
             raise ConfigError("the configuration has no ternary or binary layer; give a quantizer other than 'none'")
@@ -154,7 +158,7 @@ class ModelOutline:
         return model.train(), layers
 
     def _quantizer(self) -> str:
-        return self.config.resolved_quantizer if self.is_onebit else Conversion.of(self.config).quantizer
+        return self.config.resolved_quantizer if self.conversion is None else self.conversion.quantizer
 
     def _build(self, kind: str, dtype: torch.dtype, schedule: Schedule | None = None) -> Any:
         """The whole model on the meta device."""
@@ -168,9 +172,9 @@ class ModelOutline:
                 model = AutoModelForCausalLM.from_config(config, dtype=dtype)
         except Exception as error:  # sizes that do not fit together, a family without a language model's head
             raise ConfigError(f"the configuration makes no model: {' '.join(str(error).split())[:300]}") from None
-        if self.is_onebit or kind == "float":
+        if self.conversion is None or kind == "float":
             return model
-        return convert_model(model, Conversion.of(self.config), schedule=schedule)
+        return convert_model(model, self.conversion, schedule=schedule)
 
 
 def make_fake(model: nn.Module) -> None:
@@ -198,18 +202,16 @@ def _equal_layers(model: nn.Module) -> nn.ModuleList:
     return layers
 
 
-def _sorted_parameters(model: Any, *, has_conversion: bool) -> Parameters:
+def _sorted_parameters(model: Any) -> Parameters:
     table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     coded = {id(module.weight): module for module in _coded_layers(model)}
-    # Pure training of a float model begins with a scale a matrix; a model that has a quantiser keeps its own.
-    has_quantizer = isinstance(model.config, OneBitConfig) or has_conversion
     return Parameters(
         matrices=tuple((module.out_features, module.in_features) for module in coded.values()),
         ordinary=tuple(p.numel() for p in model.parameters() if id(p) not in {*coded, id(table), id(head)}),
         embeddings=(table.numel(),),
         head=() if head is table else (head.numel(),),
         buffers=sum(buffer.numel() * buffer.element_size() for buffer in model.buffers()),
-        scales=tuple(_scales(module) for module in coded.values()) if has_quantizer else (),
+        scales=tuple(_scales(module) for module in coded.values()),
     )
 
 
