@@ -330,11 +330,10 @@ def test_shapes_come_from_files_folders_and_presets(tmp_path: Path) -> None:
 
 def test_scales_are_those_of_the_conversion() -> None:
     matrices = outline("llama").parameters.matrices
-    # Inputs are 48 and 80: one group of 128, one or two of 64.
+    # One group of 128 a row, as there are 48 and 80 inputs; one or two of 64.
     assert outline("llama").parameters.scales == tuple(rows for rows, _ in matrices)
-    assert ModelOutline(LLAMA, group_size=64).parameters.scales == tuple(
-        rows * -(-cols // 64) for rows, cols in matrices
-    )
+    small_groups = ModelOutline(LLAMA, group_size=64).parameters.scales
+    assert small_groups == tuple(rows * (1 if cols == 48 else 2) for rows, cols in matrices)
     assert set(ModelOutline(LLAMA, granularity="per_tensor").parameters.scales) == {1}
     with pytest.raises(ConfigError, match="its own granularity"):
         ModelOutline(small("bitnet"), granularity="per_row")
