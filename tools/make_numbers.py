@@ -104,8 +104,42 @@ def _cell(figures: dict[str, float], name: str, how: str) -> str:
     return format(figures[name], how) if name in figures else ""
 
 
+FINE_TUNED = {
+    "base": "float base",
+    "float": "float twin, fine-tuned",
+    "naive": "twin, rounded, not trained",
+    "naive_calibrated": "twin, calibrated, not trained",
+    "ste": "ternary at once, labels alone",
+    "lambda": "with the lambda schedule",
+    "ste_mixdistill": "at once, half labels, half the twin's answers",
+    "ste_calibrated_mixdistill": "the same from a calibrated start",
+}
+
+
+def finetune(path: Path, result: dict[str, Any]) -> list[str]:
+    """What is left of a float model that was turned ternary, the arms that a user chooses between."""
+    figures, config = result["figures"], result["config"]
+    lines = [
+        f"**Turned ternary**: a Qwen3-shaped model fine-tuned for {config['steps']} steps, ternary in groups of 128, "
+        f"beside its float twin after the same steps; all ingredients are in the record ({source(path, result)}).",
+        "",
+        "| arm | seeds | loss, nats a token | over the float twin | KL to the twin |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for arm, title in FINE_TUNED.items():
+        if f"{arm}_loss" not in figures:
+            continue
+        ratio, kl = figures.get(f"{arm}_over_float"), figures.get(f"{arm}_kl_twin")
+        lines.append(
+            f"| {title} | {figures[f'{arm}_seeds']} | {figures[f'{arm}_loss']:.3f} "
+            f"| {f'{ratio:.3f}' if ratio else ''} | {f'{kl:.2f}' if kl else ''} |"
+        )
+    return lines
+
+
 TABLES: dict[str, Callable[[Path, dict[str, Any]], list[str]]] = {
     "quality": quality,
+    "finetune": finetune,
     "parity": parity,
     "engine": speed,
 }
