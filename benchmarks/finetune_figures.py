@@ -195,5 +195,5 @@ def draw(samples: list[dict[str, Any]], path: Path) -> None:
     axis.set_xlabel("loss over the fine-tuned float twin's")
     axis.grid(alpha=0.2)
     figure.tight_layout()
-    figure.savefig(path, dpi=80)
+    figure.savefig(path, dpi=80, bbox_inches="tight")
     plt.close(figure)
