@@ -12,13 +12,13 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune_figures import ingredients_of, rate_arm
+from journal import add_line, read_lines
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -223,24 +223,3 @@ def _train(
 
 def say(what: str, step: int, train_loss: float, validation_loss: float) -> None:
     print(f"  {what} step {step} train {train_loss:.3f} validation {validation_loss:.3f}", flush=True)
-
-
-def read_lines(path: Path) -> dict[str, dict[str, Any]]:
-    """Name -> result of the lines that are whole; a kill can leave the last one cut."""
-    found: dict[str, dict[str, Any]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            result = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        found[result["name"]] = result
-    return found
-
-
-def add_line(path: Path, result: dict[str, Any]) -> None:
-    """Append a result; a cut line before it is ended first."""
-    is_cut = path.is_file() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
-    with path.open("a", encoding="utf-8") as file:
-        file.write(("\n" if is_cut else "") + json.dumps(result) + "\n")
-        file.flush()
-        os.fsync(file.fileno())

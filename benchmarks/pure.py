@@ -32,6 +32,8 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "src")]
 
+from journal import add_line, read_lines  # noqa: E402
+
 ARMS = ("float@3e-3", "hybrid@5e-3", "int8@0.12", "int4@0.12", "none@0.12")
 METHODS = ("float", "hybrid", "int8", "int4", "none")
 SUMS = ("bfloat16", "int8", "deposit")
@@ -126,16 +128,12 @@ def result_of(job: Job, arguments: argparse.Namespace, file: Path) -> dict[str, 
     """The result of a job, from the file when it is there."""
     from pure_training import run
 
-    if file.is_file():
-        for line in file.read_text(encoding="utf-8").splitlines():
-            kept: dict[str, Any] = json.loads(line)
-            if kept["name"] == job.name:
-                return kept
+    if (kept := read_lines(file).get(job.name)) is not None:
+        return kept
     began = time.process_time()
     found = run(job, Arm.of(job.arm), arguments.data_dir, arguments.work_dir)
     result = {"name": job.name, **asdict(job), **found, "seconds": round(time.process_time() - began, 1)}
-    with file.open("a", encoding="utf-8") as lines:
-        lines.write(json.dumps(result) + "\n")
+    add_line(file, result)
     print(f"{job.task} {job.arm} seed {job.seed}: {result['bpb']:.4f} bits per byte", flush=True)
     return result
 

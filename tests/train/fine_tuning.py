@@ -66,6 +66,23 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
+def small_run(base: Path, rows: Path, output_dir: Path) -> dict[str, Any]:
+    """The settings that small runs share; a step takes milliseconds."""
+    return {
+        "model_name_or_path": str(base),
+        "dataset_name": str(rows),
+        "output_dir": output_dir,
+        "max_steps": 6,
+        "logging_steps": 1,
+        "save_steps": 4,
+        "per_device_train_batch_size": 4,
+        "max_length": 64,
+        "learning_rate": 1e-3,
+        "device": "cpu",
+        "quiet": True,
+    }
+
+
 def samples(count: int = 40) -> list[dict[str, Any]]:
     """What `onebit selfgen` writes for a model with a chat template."""
     return [

@@ -25,7 +25,7 @@ from onebit.train.distill_settings import DistillSettings
 from onebit.train.distill_trainer import DistillTrainer
 from onebit.train.metrics_log import read_metrics
 
-from .fine_tuning import TEXT, make_base, samples, write_rows
+from .fine_tuning import TEXT, make_base, samples, small_run, write_rows
 
 _SPEEDS = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
 
@@ -43,19 +43,9 @@ def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def run(base: Path, tmp_path: Path) -> DistillSettings:
     return DistillSettings(
-        model_name_or_path=str(base),
+        **small_run(base, write_rows(tmp_path / "rows.jsonl", samples()), tmp_path / "run"),
         teacher_name_or_path=str(base),
-        dataset_name=str(write_rows(tmp_path / "rows.jsonl", samples())),
-        output_dir=tmp_path / "run",
         teacher_cache_dir=tmp_path / "teacher",
-        max_steps=6,
-        logging_steps=1,
-        save_steps=4,
-        per_device_train_batch_size=4,
-        max_length=64,
-        learning_rate=1e-3,
-        device="cpu",
-        quiet=True,
         relation_heads=2,
     )
 

@@ -25,7 +25,7 @@ from onebit.train.metrics_log import read_metrics
 from onebit.train.sft import sft
 from onebit.train.sft_settings import SftSettings
 
-from .fine_tuning import make_base, samples, write_rows
+from .fine_tuning import make_base, samples, small_run, write_rows
 
 # The first loss comes before any update: only the order of float32 sums differs. Later a sum that differs in the last
 # bit can flip a ternary code, which is a real jump of the loss.
@@ -76,21 +76,11 @@ def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def run(base: Path, tmp_path: Path) -> SftSettings:
     return SftSettings(
-        model_name_or_path=str(base),
-        dataset_name=str(write_rows(tmp_path / "rows.jsonl", samples())),
-        output_dir=tmp_path / "run",
+        **small_run(base, write_rows(tmp_path / "rows.jsonl", samples()), tmp_path / "run"),
         cache_dir=tmp_path / "cache",
         calibration_rows=8,
         val_fraction=0.1,
-        max_steps=6,
-        logging_steps=1,
-        save_steps=4,
-        per_device_train_batch_size=4,
-        max_length=64,
-        learning_rate=1e-3,
-        device="cpu",
         threads=1,
-        quiet=True,
     )
 
 

@@ -20,7 +20,7 @@ from onebit.train.metrics_log import read_metrics
 from onebit.train.sft import sft
 from onebit.train.sft_settings import SftSettings
 
-from .fine_tuning import make_base, samples, write_rows
+from .fine_tuning import make_base, samples, small_run, write_rows
 
 
 @pytest.fixture(scope="module")
@@ -41,19 +41,7 @@ def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def run(base: Path, rows: Path, tmp_path: Path) -> SftSettings:
     return SftSettings(
-        model_name_or_path=str(base),
-        dataset_name=str(rows),
-        output_dir=tmp_path / "run",
-        pure=True,
-        pure_eta=0.3,
-        max_steps=8,
-        logging_steps=1,
-        save_steps=4,
-        per_device_train_batch_size=4,
-        max_length=64,
-        learning_rate=5e-3,
-        device="cpu",
-        quiet=True,
+        **small_run(base, rows, tmp_path / "run") | {"max_steps": 8, "learning_rate": 5e-3}, pure=True, pure_eta=0.3
     )
 
 

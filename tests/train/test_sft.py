@@ -29,7 +29,7 @@ from onebit.train.sft import sft
 from onebit.train.sft_settings import SftSettings
 from onebit.train.sft_trainer import TernarySftTrainer
 
-from .fine_tuning import TEXT, make_base, samples, write_rows
+from .fine_tuning import TEXT, make_base, samples, small_run, write_rows
 
 _SPEEDS = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
 
@@ -51,19 +51,7 @@ def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def run(base: Path, rows: Path, tmp_path: Path) -> SftSettings:
-    return SftSettings(
-        model_name_or_path=str(base),
-        dataset_name=str(rows),
-        output_dir=tmp_path / "run",
-        max_steps=6,
-        logging_steps=1,
-        save_steps=4,
-        per_device_train_batch_size=4,
-        max_length=64,
-        learning_rate=1e-3,
-        device="cpu",
-        quiet=True,
-    )
+    return SftSettings(**small_run(base, rows, tmp_path / "run"))
 
 
 def losses(folder: Path) -> list[dict[str, Any]]:

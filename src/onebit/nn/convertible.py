@@ -16,7 +16,7 @@ from torch import nn
 from onebit.errors import ConfigError, OnebitError, nearest_name
 from onebit.nn.bit_linear import BitLinear
 
-__all__ = ["DEFAULT_EXCLUDE", "choose", "is_conv1d", "is_linear"]
+__all__ = ["DEFAULT_EXCLUDE", "choose", "is_conv1d", "is_linear", "matching"]
 
 DEFAULT_EXCLUDE = ("lm_head", "embed")
 """What stays float unless `exclude_patterns` is given; so does the layer that `get_output_embeddings()` names."""
@@ -37,11 +37,11 @@ def choose(
     names = {module: name for name, module in model.named_modules()}
     table = _token_embedding(model) if tables else None
     if exclude_patterns is None:
-        excluded = _matching(names, DEFAULT_EXCLUDE) | _output_embeddings(model)
+        excluded = matching(names, DEFAULT_EXCLUDE) | _output_embeddings(model)
         excluded -= {table, *_output_embeddings(model)} if table is not None else set()
     else:
         _check_patterns(names, exclude_patterns)
-        excluded = _matching(names, exclude_patterns)
+        excluded = matching(names, exclude_patterns)
     kept = {id(module): why for module in names if (why := _why_kept(module, module in excluded))}
     if table is not None and (why := _why_table_kept(table, table in excluded)):
         kept[id(table)] = why
@@ -64,7 +64,8 @@ def _matches(name: str, pattern: str) -> bool:
     return re.search(before + re.escape(pattern) + after, name) is not None
 
 
-def _matching(names: dict[nn.Module, str], patterns: Iterable[str]) -> set[nn.Module]:
+def matching(names: dict[nn.Module, str], patterns: Iterable[str]) -> set[nn.Module]:
+    """The modules whose name one of the patterns finds."""
     patterns = list(patterns)
     return {module for module, name in names.items() if any(_matches(name, pattern) for pattern in patterns)}
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from onebit.nn.bit_linear import BitLinear, weight_quantizer_from
-from onebit.nn.convertible import _matching, choose, is_conv1d
+from onebit.nn.convertible import choose, is_conv1d, matching
 from onebit.nn.pure_linear import Pure1BitLinear, check_pure_spec
 from onebit.nn.pure_weight import PureWeight
 from onebit.packing import bitnet
@@ -113,7 +113,7 @@ def _hybrid_layers(
 ) -> dict[str, BitLinear]:
     """The BitLinears to replace; those that stay say why in `kept`."""
     names = {module: name for name, module in model.named_modules()}
-    excluded = _matching(names, exclude_patterns or ())
+    excluded = matching(names, exclude_patterns or ())
     readers: dict[int, list[nn.Module]] = {}
     for module in names:
         for parameter in module._parameters.values():
@@ -141,7 +141,7 @@ def _hybrid_layers(
 def _packed_layers(model: nn.Module, exclude_patterns: Sequence[str] | None) -> dict[str, nn.Module]:
     """transformers' BitNet layers that hold codes: packed ones, and those that were unpacked when they were loaded."""
     names = {module: name for name, module in model.named_modules()}
-    excluded = _matching(names, exclude_patterns or ())
+    excluded = matching(names, exclude_patterns or ())
     return {name: module for module, name in names.items() if _is_packed(module) and module not in excluded}
 
 

@@ -28,7 +28,7 @@ from onebit.quant import (
     Quantized,
     QuantizerName,
     WeightQuantizer,
-    activation_codes,
+    quantize_activations,
 )
 from onebit.quant.counters import CounterName, counter_named
 from onebit.quant.spec import check_name
@@ -86,7 +86,7 @@ class Pure1BitLinear(nn.Module):
         """What `forward` accepts as `x_codes`, so that layers with one input quantise it once."""
         if self.activation_quantizer == "none":
             return None
-        return activation_codes(x_TI if self.rotation is None else self.rotation(x_TI), self.activation_quantizer)
+        return quantize_activations(x_TI if self.rotation is None else self.rotation(x_TI), self.activation_quantizer)
 
     def forward(self, x_TI: Tensor, x_codes: ActivationCodes | None = None) -> Tensor:
         """[T, I] -> [T, O], in autocast's type when it is on and the inputs' otherwise.
@@ -105,7 +105,7 @@ class Pure1BitLinear(nn.Module):
         if self.activation_quantizer == "none":
             codes_TI, scale_T1 = x_TI.detach().to(dtype), None
         else:
-            codes_TI, scale_T1 = activation_codes(x_TI, self.activation_quantizer) if x_codes is None else x_codes
+            codes_TI, scale_T1 = quantize_activations(x_TI, self.activation_quantizer) if x_codes is None else x_codes
         y_TO: Tensor = _PureLinear.apply(  # type: ignore[no-untyped-call]
             x_TI,
             w.log_scale,
@@ -159,8 +159,7 @@ class _PureLinear(torch.autograd.Function):
     ) -> Tensor:
         ctx.cols, ctx.group_size, ctx.is_binary, ctx.handle = cols, group_size, is_binary, handle
         ctx.dtype, ctx.x_dtype = dtype, x_TI.dtype
-        kept_TI = x_codes_TI if x_scale_T1 is None else x_codes_TI.to(torch.int8)
-        ctx.save_for_backward(log_scale, packed_OB, kept_TI, x_scale_T1)
+        ctx.save_for_backward(log_scale, packed_OB, x_codes_TI, x_scale_T1)
         scale = _scale(log_scale)
         w_OI = unpack_codes(packed_OB, cols, is_binary=is_binary).to(dtype)
         if scale.ndim == 2:
