@@ -4,8 +4,8 @@
 
 DIR holds `wikitext-2/{test,valid}.txt` and `tinyshakespeare/input.txt`. Without it the text is the standard library.
 
-Protocol. A byte-level decoder of the LLaMA kind (128 wide, 4 layers, an RMSNorm in front of every linear layer; 0.66 M
-weights in its linear layers), 16 windows of 128 bytes a step. Text A is WikiText-2's valid.txt and the first 80 % of
+Protocol. A byte-level decoder of the LLaMA kind (4 layers, an RMSNorm in front of every linear layer; 256 wide with
+3.0 M weights in its linear layers, or with --size 0.7M 128 wide with 0.66 M), 16 windows of 128 bytes a step. Text A is WikiText-2's valid.txt and the first 80 % of
 test.txt, judged on the rest of test.txt; text B is tinyshakespeare, 90 % and 10 %. `scratch` trains on A; `finetune`
 starts from a hybrid model trained on A (--base-steps) and trains on B. A seed decides initial weights and batches, so
 arms are compared within a seed. Every arm has embedding, head, norms and scales in float32 by AdamW at --lr, a warm-up
@@ -45,6 +45,7 @@ class Job:
     """One run: what decides its result."""
 
     task: str
+    size: str
     arm: str
     seed: int
     steps: int
@@ -94,6 +95,7 @@ def main() -> None:
             for arm in arguments.arms:
                 job = Job(
                     task=task,
+                    size=arguments.size,
                     arm=arm,
                     seed=seed,
                     steps=arguments.steps or (400 if task == "scratch" else 250),
@@ -110,6 +112,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data-dir", type=Path, help="folder with wikitext-2/ and tinyshakespeare/")
     parser.add_argument("--task", nargs="+", choices=("scratch", "finetune"), default=["scratch"])
     parser.add_argument("--arms", nargs="+", default=list(ARMS), metavar="METHOD@RATE[+K[:SUM]]")
+    parser.add_argument("--size", choices=("0.7M", "3M"), default="3M", help="weights in the linear layers")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--steps", type=int, help="400 from scratch, 250 of fine-tuning")
     parser.add_argument("--base-steps", type=int, default=900, help="of the hybrid model that fine-tuning starts from")

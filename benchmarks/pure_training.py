@@ -27,20 +27,25 @@ from onebit.quant import WeightQuantizer, quantize
 from pure import VALIDATION_BATCHES, Arm
 from quality_texts import SHAKESPEARE_TRAIN_SHARE, texts
 
-WIDTH, LAYERS, HEADS, INNER, CONTEXT, BATCH = 128, 4, 4, 256, 128, 16
+CONTEXT, BATCH = 128, 16
 BETAS = (0.9, 0.98)
+HEADS = 4
+LAYERS = 4
+# width, inner width of the MLP
+SIZES = {"0.7M": (128, 256), "3M": (256, 640)}
 
 
 class Decoder(nn.Module):
     """Bytes [B, L] to logits [B, L, V]; an RMSNorm in front of every linear layer of the blocks."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: str) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(256, WIDTH)
-        self.blocks = nn.ModuleList(Block() for _ in range(LAYERS))
-        self.norm = RMSNorm(WIDTH)
-        self.lm_head = nn.Linear(WIDTH, 256, bias=False)
-        angles = torch.outer(torch.arange(CONTEXT), 10_000.0 ** (-torch.arange(0, WIDTH // HEADS, 2) * HEADS / WIDTH))
+        width, inner = SIZES[size]
+        self.embed_tokens = nn.Embedding(256, width)
+        self.blocks = nn.ModuleList(Block(width, inner) for _ in range(LAYERS))
+        self.norm = RMSNorm(width)
+        self.lm_head = nn.Linear(width, 256, bias=False)
+        angles = torch.outer(torch.arange(CONTEXT), 10_000.0 ** (-torch.arange(0, width // HEADS, 2) * HEADS / width))
         self.register_buffer("turn", torch.stack((angles.cos(), angles.sin())), persistent=False)
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -56,13 +61,13 @@ class Decoder(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, width: int, inner: int) -> None:
         super().__init__()
-        self.attention_norm, self.o_norm, self.mlp_norm = (RMSNorm(WIDTH) for _ in range(3))
-        self.down_norm = RMSNorm(INNER)
-        self.q, self.k, self.v, self.o = (nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(4))
-        self.gate, self.up = (nn.Linear(WIDTH, INNER, bias=False) for _ in range(2))
-        self.down = nn.Linear(INNER, WIDTH, bias=False)
+        self.attention_norm, self.o_norm, self.mlp_norm = (RMSNorm(width) for _ in range(3))
+        self.down_norm = RMSNorm(inner)
+        self.q, self.k, self.v, self.o = (nn.Linear(width, width, bias=False) for _ in range(4))
+        self.gate, self.up = (nn.Linear(width, inner, bias=False) for _ in range(2))
+        self.down = nn.Linear(inner, width, bias=False)
 
     def forward(self, x_BLD: Tensor, turn: Tensor) -> Tensor:
         h_BLD = self.attention_norm(x_BLD)
@@ -100,13 +105,13 @@ def run(job: Any, arm: Arm, data_dir: Path | None, work_dir: Path) -> dict[str, 
 def start_of(job: Any, work_dir: Path, data_dir: Path | None) -> Decoder:
     """A new model, or for fine-tuning the hybrid one that was trained on text A; with float latents either way."""
     torch.manual_seed(job.seed)
-    model = Decoder()
+    model = Decoder(job.size)
     if job.task == "scratch":
         return model
-    path = work_dir / f"base_{job.base_steps}_{job.data}.pt"
+    path = work_dir / f"base_{job.size}_{job.base_steps}_{job.data}.pt"
     if not path.is_file():
         torch.manual_seed(1000)
-        base = Decoder()
+        base = Decoder(job.size)
         optimizer, _ = prepare(base, Arm("hybrid", 5e-3), 3e-3)
         train_N, validation_N = text_of("A", data_dir)
         told = train(base, optimizer, train_N, validation_N, job.base_steps, 1000, 1)
