@@ -5,7 +5,7 @@
 DIR holds `wikitext-2/{test,valid}.txt` and `tinyshakespeare/input.txt`. Without it the text is the standard library.
 
 Protocol. A byte-level decoder of the LLaMA kind (4 layers, an RMSNorm in front of every linear layer; 256 wide with
-3.0 M weights in its linear layers, or with --size 0.7M 128 wide with 0.66 M), 16 windows of 128 bytes a step. Text A is WikiText-2's valid.txt and the first 80 % of
+3.0 M weights in its linear layers, or with --size 0.7M 128 wide with 0.66 M), 8 windows of 128 bytes a step. Text A is WikiText-2's valid.txt and the first 80 % of
 test.txt, judged on the rest of test.txt; text B is tinyshakespeare, 90 % and 10 %. `scratch` trains on A; `finetune`
 starts from a hybrid model trained on A (--base-steps) and trains on B. A seed decides initial weights and batches, so
 arms are compared within a seed. Every arm has embedding, head, norms and scales in float32 by AdamW at --lr, a warm-up
@@ -13,7 +13,7 @@ over 5 % of the steps, a cosine to 0 and gradients clipped to 1; a ternary arm r
 
 An arm is METHOD@RATE: float and hybrid take AdamW's rate of the matrices (hybrid with weight decay 0.1); int8, int4 and
 none are the counters of pure training and take eta. `+K` behind an arm gives each step in K microbatches, and `:SUM`
-behind that says what pure training sums them in (bfloat16, int8, or deposit: not at all). Bits per byte are taken on 24
+behind that says what pure training sums them in (bfloat16, int8, or deposit: not at all). Bits per byte are taken on 48
 fixed batches at the end of the run. Each result is added to --work-dir/results.jsonl at once; what is there is not run
 again.
 """
@@ -37,7 +37,7 @@ from journal import add_line, read_lines  # noqa: E402
 ARMS = ("float@3e-3", "hybrid@5e-3", "int8@0.12", "int4@0.12", "none@0.12")
 METHODS = ("float", "hybrid", "int8", "int4", "none")
 SUMS = ("bfloat16", "int8", "deposit")
-VALIDATION_BATCHES = 24
+VALIDATION_BATCHES = 48
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +77,8 @@ class Arm:
         for given, known in ((method, METHODS), (arm.accumulation, SUMS)):
             if given not in known:
                 raise ValueError(f"{given!r} is not one of {', '.join(known)}")
-        if not arm.rate > 0 or 16 % arm.microbatches:
-            raise ValueError("the rate must be positive, and K a divisor of 16")
+        if not arm.rate > 0 or 8 % arm.microbatches:
+            raise ValueError("the rate must be positive, and K a divisor of 8")
         return arm
 
 

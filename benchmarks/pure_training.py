@@ -27,7 +27,7 @@ from onebit.quant import WeightQuantizer, quantize
 from pure import VALIDATION_BATCHES, Arm
 from quality_texts import SHAKESPEARE_TRAIN_SHARE, texts
 
-CONTEXT, BATCH = 128, 16
+CONTEXT, BATCH = 128, 8
 BETAS = (0.9, 0.98)
 HEADS = 4
 LAYERS = 4
