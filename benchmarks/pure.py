@@ -5,11 +5,12 @@
 DIR holds `wikitext-2/{test,valid}.txt` and `tinyshakespeare/input.txt`. Without it the text is the standard library.
 
 Protocol. A byte-level decoder of the LLaMA kind (4 layers, an RMSNorm in front of every linear layer; 256 wide with
-3.0 M weights in its linear layers, or with --size 0.7M 128 wide with 0.66 M), 8 windows of 128 bytes a step. Text A is WikiText-2's valid.txt and the first 80 % of
-test.txt, judged on the rest of test.txt; text B is tinyshakespeare, 90 % and 10 %. `scratch` trains on A; `finetune`
-starts from a hybrid model trained on A (--base-steps) and trains on B. A seed decides initial weights and batches, so
-arms are compared within a seed. Every arm has embedding, head, norms and scales in float32 by AdamW at --lr, a warm-up
-over 5 % of the steps, a cosine to 0 and gradients clipped to 1; a ternary arm rounds its inputs to int8.
+3.0 M weights in its linear layers, or with --size 0.7M 128 wide with 0.66 M), 8 windows of 128 bytes a step. Text A is
+WikiText-2's valid.txt and the first 80 % of test.txt, judged on the rest of test.txt; text B is tinyshakespeare, 90 %
+and 10 %. `scratch` trains on A; `finetune` starts from a hybrid model trained on A (--base-steps) and trains on B. A
+seed decides initial weights and batches, so arms are compared within a seed. Every arm has embedding, head, norms and
+scales in float32 by AdamW at --lr, a warm-up over 5 % of the steps, a cosine to 0 and gradients clipped to 1; a
+ternary arm rounds its inputs to int8.
 
 An arm is METHOD@RATE: float and hybrid take AdamW's rate of the matrices (hybrid with weight decay 0.1); int8, int4 and
 none are the counters of pure training and take eta. `+K` behind an arm gives each step in K microbatches, and `:SUM`
