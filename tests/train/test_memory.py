@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -21,17 +22,11 @@ from onebit.models.converted import Conversion, convert_model
 from onebit.nn import Schedule
 from onebit.nn.pure_conversion import replace_linear_with_pure1bit_linear
 from onebit.nn.pure_training import create_pure1bit_optimizer, pure_weights
+from onebit.optim.pure1bit_optimizer import Accumulation
 from onebit.quant.counters import CounterName
 from onebit.train.lora import add_adapters
-from onebit.train.memory import (
-    METHODS,
-    Line,
-    Parameters,
-    StepBytes,
-    largest_fit,
-    memory_of,
-    method_named,
-)
+from onebit.train.memory import Line, Parameters, StepBytes, largest_fit, memory_of
+from onebit.train.memory_methods import METHODS, method_named
 from onebit.train.memory_model import ModelOutline, make_fake, outline_of
 from onebit.train.memory_step import step_bytes
 from onebit.train.trainer import next_token_loss
@@ -95,6 +90,13 @@ def saved_bytes(model: nn.Module) -> int:
     return total
 
 
+def held_tensors(thing: Any) -> list[Tensor]:
+    """The tensors that an object's attributes hold, and theirs."""
+    if isinstance(thing, Tensor):
+        return [thing]
+    return [tensor for value in getattr(thing, "__dict__", {}).values() for tensor in held_tensors(value)]
+
+
 def measured_peak(model: Any) -> int:
     """The most that the allocator had given out during a step beyond what was there before, by the profiler's log."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
@@ -137,12 +139,29 @@ def test_binary_codes_take_a_bit_and_odd_rows_whole_bytes() -> None:
     assert ternary.counters == binary.counters == 3 * 5
 
 
-def test_accumulation_needs_a_buffer_where_no_gradient_stays() -> None:
-    parameters = Parameters(((8, 16),), (8,), (64,), ())
-    pure, hybrid = (memory_of(parameters, name, accumulate=True) for name in ("pure-int8", "hybrid-bf16"))
-    assert pure.by_kind()["accumulation"] == 2 * 8 * 16
-    assert hybrid.by_kind()["accumulation"] == 0
-    assert hybrid.kept == memory_of(parameters, "hybrid-bf16").kept
+@pytest.mark.parametrize("kind", get_args(Accumulation))
+def test_accumulation_needs_a_buffer_where_no_gradient_stays(kind: Accumulation) -> None:
+    model = pure_model(torch.bfloat16)
+    _, helper = create_pure1bit_optimizer(model, lr=1e-3, gradient_accumulation_steps=2, accumulation=kind)
+    loss_of(model).backward()  # type: ignore[no-untyped-call]
+    sums = [weight.gradient_sum for weight in pure_weights(model).values()]
+    held = sum(tensor.nbytes for total in sums for tensor in held_tensors(total))
+    helper.cleanup()
+    counted = memory_of(outline("llama").parameters, "pure-int8", accumulate=True, accumulation=kind)
+    assert counted.by_kind()["accumulation"] == held
+    hybrid = memory_of(outline("llama").parameters, "hybrid-bf16", accumulate=True, accumulation=kind)
+    assert hybrid == memory_of(outline("llama").parameters, "hybrid-bf16")
+
+
+def test_the_sum_that_is_counted_is_the_optimizer_s() -> None:
+    default = inspect.signature(create_pure1bit_optimizer).parameters["accumulation"].default
+    shape = Parameters(((256, 256),), (), (), ())
+    as_told = memory_of(shape, "pure-int8", accumulate=True, accumulation=default)
+    assert memory_of(shape, "pure-int8", accumulate=True) == as_told
+    sums = {kind: memory_of(shape, "pure-int8", accumulate=True, accumulation=kind) for kind in get_args(Accumulation)}
+    added = {kind: memory.by_kind()["accumulation"] / 256**2 for kind, memory in sums.items()}
+    # int8: a bfloat16 for 64 weights, and the factors of 512 rows and columns
+    assert added == {"bfloat16": 2.0, "int8": pytest.approx(1 + 2 / 64 + 4 * 512 / 256**2, abs=1e-4), "deposit": 0.0}
 
 
 def test_frozen_tables_keep_their_weights_alone() -> None:

@@ -96,7 +96,8 @@ def memory(
     from onebit.errors import ConfigError
     from onebit.quant import Granularity
     from onebit.quant.spec import check_name
-    from onebit.train.memory import METHODS, largest_fit, memory_of, method_named
+    from onebit.train.memory import largest_fit, memory_of
+    from onebit.train.memory_methods import METHODS, method_named
     from onebit.train.memory_model import outline_of
     from onebit.train.memory_picture import check_picture, draw_memory
 

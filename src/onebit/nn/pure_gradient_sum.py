@@ -15,9 +15,9 @@ from torch import Tensor
 
 from onebit.optim.pure_deposit import Factors, row_chunks
 
-__all__ = ["BFloat16Sum", "GradientSum", "Int8Sum"]
+__all__ = ["SUM_BLOCK", "BFloat16Sum", "GradientSum", "Int8Sum"]
 
-_BLOCK = 64
+SUM_BLOCK = 64  # weights that share a scale in Int8Sum
 _SMALLEST = 1e-30  # scale of a block of zeros
 _ROUNDED_UP = 1.0 + 2.0**-7  # so that a scale in bfloat16 is never below what the largest element needs
 
@@ -70,8 +70,8 @@ class Int8Sum:
         rows, cols = g_OI.shape
         is_first = self._codes_OP is None
         if is_first:
-            blocks = -(-cols // _BLOCK)
-            self._codes_OP = g_OI.new_zeros(rows, blocks * _BLOCK, dtype=torch.int8)
+            blocks = -(-cols // SUM_BLOCK)
+            self._codes_OP = g_OI.new_zeros(rows, blocks * SUM_BLOCK, dtype=torch.int8)
             self._scale_ON = g_OI.new_zeros(rows, blocks, dtype=torch.bfloat16)
         assert self._codes_OP is not None
         assert self._scale_ON is not None
@@ -79,7 +79,7 @@ class Int8Sum:
             sum_OP = F.pad(g_OI[part].float() * self._size(part), (0, self._codes_OP.shape[1] - cols))
             if not is_first:
                 sum_OP += self._read(part)
-            blocks_ONB = sum_OP.unflatten(1, (-1, _BLOCK))
+            blocks_ONB = sum_OP.unflatten(1, (-1, SUM_BLOCK))
             scale_ON = (blocks_ONB.abs().amax(-1) * (_ROUNDED_UP / 127)).clamp_min(_SMALLEST).bfloat16()
             self._scale_ON[part] = scale_ON
             self._codes_OP[part] = (blocks_ONB / scale_ON.float().unsqueeze(-1)).round_().flatten(1).to(torch.int8)
@@ -99,6 +99,6 @@ class Int8Sum:
     def _read(self, part: slice) -> Tensor:
         assert self._codes_OP is not None
         assert self._scale_ON is not None
-        codes_ONB = self._codes_OP[part].float().unflatten(1, (-1, _BLOCK))
+        codes_ONB = self._codes_OP[part].float().unflatten(1, (-1, SUM_BLOCK))
         read_OP: Tensor = codes_ONB.mul_(self._scale_ON[part].float().unsqueeze(-1)).flatten(1)
         return read_OP

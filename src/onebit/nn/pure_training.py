@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from onebit.errors import OnebitError
 from onebit.nn.pure_weight import PureWeight
 from onebit.optim import decaying_parameter_names
-from onebit.optim.pure1bit_optimizer import Accumulation, Pure1BitOptimizer
+from onebit.optim.pure1bit_optimizer import DEFAULT_ACCUMULATION, Accumulation, Pure1BitOptimizer
 
 __all__ = ["Pure1BitTrainingHelper", "create_pure1bit_optimizer", "pure1bit_training_step", "pure_weights"]
 
@@ -42,7 +42,7 @@ def create_pure1bit_optimizer(
     weight_decay: float = 0.0,
     seed: int = 0,
     gradient_accumulation_steps: int | None = None,
-    accumulation: Accumulation = "bfloat16",
+    accumulation: Accumulation = DEFAULT_ACCUMULATION,
 ) -> tuple[Pure1BitOptimizer, Pure1BitTrainingHelper]:
     """The optimizer of a model with Pure1BitLinear layers, and a helper that watches and releases it.
 

@@ -18,9 +18,10 @@ from onebit.errors import ConfigError, OnebitError
 from onebit.optim.pure_deposit import eta_from_lr
 from onebit.quant.spec import check_name
 
-__all__ = ["Accumulation", "FiringWeight", "Pure1BitOptimizer"]
+__all__ = ["DEFAULT_ACCUMULATION", "Accumulation", "FiringWeight", "Pure1BitOptimizer"]
 
 Accumulation = Literal["bfloat16", "int8", "deposit"]
+DEFAULT_ACCUMULATION: Accumulation = "bfloat16"
 
 
 class FiringWeight(Protocol):
@@ -64,7 +65,7 @@ class Pure1BitOptimizer(torch.optim.AdamW):
         weight_decay: float = 0.0,
         seed: int = 0,
         gradient_accumulation_steps: int | None = None,
-        accumulation: Accumulation = "bfloat16",
+        accumulation: Accumulation = DEFAULT_ACCUMULATION,
     ) -> None:
         _check(lr, eta, seed, gradient_accumulation_steps, accumulation)
         steps = gradient_accumulation_steps

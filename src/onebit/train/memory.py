@@ -14,76 +14,33 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from onebit.errors import ConfigError, nearest_name
+from onebit.nn.pure_gradient_sum import SUM_BLOCK
+from onebit.optim.pure1bit_optimizer import DEFAULT_ACCUMULATION, Accumulation
+from onebit.train.memory_methods import BFLOAT16, FLOAT32, Method, method_named
 
 __all__ = [
     "KINDS",
     "LORA_RANK",
-    "METHODS",
     "Bytes",
     "Codes",
     "Line",
     "Memory",
-    "Method",
     "Parameters",
     "StepBytes",
     "largest_fit",
     "memory_of",
-    "method_named",
 ]
 
 KINDS = ("weights", "gradients", "optimizer", "counters", "accumulation", "copies", "activations", "working")
 
 Codes = Literal["ternary", "binary"]
 _CODES_A_BYTE = {"ternary": 4, "binary": 8}
-_FLOAT32, _BFLOAT16 = 4, 2
 LORA_RANK = 16
 _STEP = 4  # torch's AdamW counts the steps of each tensor in a float32
 # bitsandbytes: two uint8 moments with a float32 scale for each block; small tensors keep float32 moments, and so does,
 # by transformers' Trainer, the embedding.
 _MOMENTS_BLOCK, _MOMENTS_SMALLEST = 256, 4096
 _MATRIX_STATE = 8 + 4  # a matrix's number of deposits, int64, and mean magnitude
-
-
-@dataclass(frozen=True)
-class Method:
-    """A way to train. dtype: of weights, gradients and, unless `eight_bit`, AdamW's two moments.
-
-    kind: float; hybrid (float latents that are quantised in each step); pure (codes with counters); lora (adapters in
-    float32 on a frozen hybrid). counter: of pure.
-    """
-
-    name: str
-    kind: Literal["float", "hybrid", "pure", "lora"]
-    dtype: Literal["float32", "bfloat16"]
-    eight_bit: bool = False
-    counter: Literal["int8", "int4", "none"] = "none"
-
-    @property
-    def itemsize(self) -> int:
-        return _FLOAT32 if self.dtype == "float32" else _BFLOAT16
-
-
-METHODS = (
-    Method("float-fp32", "float", "float32"),
-    Method("float-bf16", "float", "bfloat16"),
-    Method("hybrid-fp32", "hybrid", "float32"),
-    Method("hybrid-bf16", "hybrid", "bfloat16"),
-    Method("hybrid-8bit", "hybrid", "bfloat16", eight_bit=True),
-    Method("lora", "lora", "bfloat16"),
-    Method("pure-int8", "pure", "bfloat16", counter="int8"),
-    Method("pure-int4", "pure", "bfloat16", counter="int4"),
-    Method("pure-none", "pure", "bfloat16"),
-)
-
-
-def method_named(name: str) -> Method:
-    """The method of METHODS; ConfigError for another name."""
-    for method in METHODS:
-        if method.name == name:
-            return method
-    known = [method.name for method in METHODS]
-    raise ConfigError(f"--method is '{name}'; it must be one of {', '.join(known)}{nearest_name(name, known)}")
 
 
 @dataclass(frozen=True)
@@ -197,13 +154,14 @@ def memory_of(
     codes: Codes = "ternary",
     freeze_tables: bool = False,
     accumulate: bool = False,
+    accumulation: Accumulation = DEFAULT_ACCUMULATION,
     rank: int = LORA_RANK,
 ) -> Memory:
     """The bytes of training by a method, a batch of `batch` sequences of `length` tokens in a step's forward pass.
 
     step: what such a step adds; None counts only what a run keeps. codes: what pure training holds, at 2 bits or 1.
     freeze_tables: embeddings and head are not trained. accumulate: gradients of several batches are summed before a
-    step: float methods do it where the gradients are, pure ones in a bfloat16 buffer. rank: of the adapters.
+    step: float methods do it where the gradients are, pure ones as `accumulation` says. rank: of the adapters.
     """
     if isinstance(method, str):
         method = method_named(method)
@@ -211,7 +169,8 @@ def memory_of(
     if method.kind == "pure":
         scales = parameters.scales or (1,) * len(parameters.matrices)
         shapes = zip(parameters.matrices, scales, strict=True)
-        matrices = _sum(_pure(shape, count, method, codes, accumulate) for shape, count in shapes)
+        kind = accumulation if accumulate else "deposit"
+        matrices = _sum(_pure(shape, count, method, codes, kind) for shape, count in shapes)
     else:
         sizes = tuple(rows * cols for rows, cols in parameters.matrices)
         matrices = _float(sizes, method, trained=not frozen)
@@ -252,11 +211,11 @@ def _float(sizes: Iterable[int], method: Method, *, trained: bool, is_table: boo
 
 def _eight_bit_moments(size: int, is_table: bool) -> int:
     if size < _MOMENTS_SMALLEST or is_table:
-        return 2 * _FLOAT32 * size
-    return 2 * (size + _FLOAT32 * -(-size // _MOMENTS_BLOCK))
+        return 2 * FLOAT32 * size
+    return 2 * (size + FLOAT32 * -(-size // _MOMENTS_BLOCK))
 
 
-def _pure(shape: tuple[int, int], scales: int, method: Method, codes: Codes, accumulate: bool) -> Bytes:
+def _pure(shape: tuple[int, int], scales: int, method: Method, codes: Codes, accumulation: Accumulation) -> Bytes:
     """One matrix: packed codes and their trained scales, counters, a normaliser of a float32 a row and column."""
     rows, cols = shape
     scale = _float((scales,), Method("scale", "float", "float32"), trained=True)
@@ -265,10 +224,20 @@ def _pure(shape: tuple[int, int], scales: int, method: Method, codes: Codes, acc
     return Bytes(
         weights=rows * -(-cols // _CODES_A_BYTE[codes]) + scale.weights,
         gradients=scale.gradients,
-        optimizer=_FLOAT32 * (rows + cols) + _MATRIX_STATE + scale.optimizer,
+        optimizer=FLOAT32 * (rows + cols) + _MATRIX_STATE + scale.optimizer,
         counters=rows * a_row,
-        accumulation=_BFLOAT16 * rows * cols if accumulate else 0,
+        accumulation=_gradient_sum(rows, cols, accumulation),
     )
+
+
+def _gradient_sum(rows: int, cols: int, accumulation: Accumulation) -> int:
+    if accumulation == "deposit":
+        return 0
+    if accumulation == "bfloat16":
+        return BFLOAT16 * rows * cols
+    blocks = rows * -(-cols // SUM_BLOCK)
+    # Beside a bfloat16 scale for each block what gradients are divided by first, and whether they are finite.
+    return blocks * (SUM_BLOCK + BFLOAT16) + FLOAT32 * (rows + cols) + 1
 
 
 def _sum(parts: Iterable[Bytes]) -> Bytes:

@@ -24,7 +24,8 @@ from onebit.models.pretrained import describe_model
 from onebit.models.quiet import quiet_transformers
 from onebit.nn import BitLinear, Schedule
 from onebit.nn.pure_conversion import replace_linear_with_pure1bit_linear
-from onebit.train.memory import LORA_RANK, Codes, Method, Parameters, StepBytes
+from onebit.train.memory import LORA_RANK, Codes, Parameters, StepBytes
+from onebit.train.memory_methods import Method
 from onebit.train.memory_step import step_bytes
 
 __all__ = ["ModelOutline", "make_fake", "outline_of"]
