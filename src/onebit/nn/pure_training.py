@@ -21,6 +21,7 @@ from onebit.errors import OnebitError
 from onebit.nn.pure_weight import PureWeight
 from onebit.optim import decaying_parameter_names
 from onebit.optim.pure1bit_optimizer import DEFAULT_ACCUMULATION, Accumulation, Pure1BitOptimizer
+from onebit.optim.pure_rules import Rule
 
 __all__ = ["Pure1BitTrainingHelper", "create_pure1bit_optimizer", "pure1bit_training_step", "pure_weights"]
 
@@ -43,6 +44,7 @@ def create_pure1bit_optimizer(
     seed: int = 0,
     gradient_accumulation_steps: int | None = None,
     accumulation: Accumulation = DEFAULT_ACCUMULATION,
+    rule: Rule | None = None,
 ) -> tuple[Pure1BitOptimizer, Pure1BitTrainingHelper]:
     """The optimizer of a model with Pure1BitLinear layers, and a helper that watches and releases it.
 
@@ -79,9 +81,13 @@ def create_pure1bit_optimizer(
         seed=seed,
         gradient_accumulation_steps=gradient_accumulation_steps,
         accumulation=accumulation,
+        rule=rule,
     )
-    etas = [float(optimizer.eta(weight)) for weight in weights.values()]
-    _log.info("pure training of %d matrices: lr %g, eta %.4g to %.4g", len(etas), lr, min(etas), max(etas))
+    if rule is None:
+        etas = [float(optimizer.eta(weight)) for weight in weights.values()]
+        _log.info("pure training of %d matrices: lr %g, eta %.4g to %.4g", len(etas), lr, min(etas), max(etas))
+    else:
+        _log.info("pure training of %d matrices: lr %g, rule %s", len(weights), lr, rule)
     return optimizer, Pure1BitTrainingHelper(optimizer)
 
 

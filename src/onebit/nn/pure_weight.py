@@ -49,8 +49,10 @@ from onebit.optim.pure_deposit import (
     update_energy,
     update_moments,
 )
+from onebit.optim.pure_rules import Rule
 from onebit.quant import Quantized, WeightQuantizer, quantize
 from onebit.quant.counters import Counter, fire, start_counters
+from onebit.quant.philox import random16
 from onebit.quant.weights import expand_scale
 
 __all__ = ["Driver", "PureWeight", "attached_weight"]
@@ -78,6 +80,15 @@ class Driver(Protocol):
 
     def deposits_at_once(self, weight: Any) -> bool:
         """Whether a gradient is deposited as it comes; False: it is added to the sum of the step."""
+        ...
+
+    @property
+    def rule(self) -> Rule | None:
+        """What moves codes by a state that the driver holds; None: the counters do."""
+        ...
+
+    def rule_state(self, weight: Any) -> dict[str, Tensor]:
+        """The rule's state for this weight."""
         ...
 
 
@@ -221,7 +232,12 @@ class PureWeight(nn.Module):
         """Add a gradient to the counters; of all processes that train together, who end with the same integers."""
         assert self.driver is not None
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            dist.all_reduce(g_OI)  # a sum serves as a mean would: the rule does not depend on its size
+            dist.all_reduce(g_OI)  # a sum serves as a mean would: counters do not depend on its size
+            if self.driver.rule is not None:
+                g_OI = g_OI / dist.get_world_size()
+        if self.driver.rule is not None:
+            self.driver.rule.deposit(self.driver.rule_state(self), g_OI.float(), eta)
+            return
         peak = g_OI.abs().amax().float()
         self.deposits += 1
         moments, factors = update_moments(
@@ -249,7 +265,10 @@ class PureWeight(nn.Module):
 
     @torch.no_grad()
     def fire(self) -> None:
-        """Move the codes whose counters are full. The only place where codes change."""
+        """Move the codes whose counters are full, or that another rule moves. The only place where codes change."""
+        if self.driver is not None and self.driver.rule is not None:
+            self._fire_by(self.driver.rule)
+            return
         moves = torch.zeros((), dtype=torch.int64, device=self.device)
         for part in self._parts():
             codes = unpack_codes(self.codes[part], self.in_features, is_binary=self.is_binary)
@@ -259,6 +278,30 @@ class PureWeight(nn.Module):
             self.counters[part] = pack_counters(counts, self.counter)
             moves += moved
         self.__dict__["moves"] = moves
+
+    @torch.no_grad()
+    def hand_over_counters(self) -> Tensor:
+        """Latents, float32 [O, I], from codes and counters, which then are 0."""
+        quantized, counts_OI = self.quantized(), self.counts()
+        lost_OI = counts_OI.float() / (self.counter.threshold * (1 if self.is_binary else 2))
+        self.counters.copy_(pack_counters(torch.zeros_like(counts_OI[:1]), self.counter))
+        return (quantized.codes_OI + lost_OI) * expand_scale(quantized.scale.float(), self.spec, self.in_features)
+
+    def _fire_by(self, rule: Rule) -> None:
+        assert self.driver is not None
+        state, seed, rows = self.driver.rule_state(self), self.driver.seed, range(self.out_features)
+        quantized = self.quantized()
+        codes_OI = quantized.codes_OI.float()
+        moved_OI = rule.fire(
+            state,
+            codes_OI,
+            expand_scale(quantized.scale.float(), self.spec, self.in_features),
+            self.driver.eta(self),
+            lambda: random16(seed, self.tensor, state["count"].long(), rows, self.in_features, self.device),
+            2 if self.is_binary else 1,
+        )
+        self.codes.copy_(pack_codes(moved_OI.to(torch.int8), is_binary=self.is_binary))
+        self.__dict__["moves"] = (moved_OI != codes_OI).sum()
 
     # -- module --------------------------------------------------------------------------------------------------------
 

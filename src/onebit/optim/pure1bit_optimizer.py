@@ -16,6 +16,7 @@ from torch import Tensor
 
 from onebit.errors import ConfigError, OnebitError
 from onebit.optim.pure_deposit import eta_from_lr
+from onebit.optim.pure_rules import Rule, rule_from
 from onebit.quant.spec import check_name
 
 __all__ = ["DEFAULT_ACCUMULATION", "Accumulation", "FiringWeight", "Pure1BitOptimizer"]
@@ -37,6 +38,7 @@ class FiringWeight(Protocol):
     def settle(self) -> None: ...
     def forget(self) -> None: ...
     def fire(self) -> None: ...
+    def hand_over_counters(self) -> Tensor: ...
 
 
 class Pure1BitOptimizer(torch.optim.AdamW):
@@ -49,6 +51,10 @@ class Pure1BitOptimizer(torch.optim.AdamW):
     gradient_accumulation_steps: backward passes in a step; None finds out in the first step whether it is more than
     one. accumulation: what they are summed in, to be deposited once: "bfloat16" (2 bytes a weight while a step lasts)
     or "int8" (1.03, scaled by blocks); "deposit" deposits each at once, with eta / sqrt(steps): no memory, and worse.
+
+    rule: what moves codes instead of the counters, by float32 state of its own (`onebit.optim.pure_rules`). It takes
+    over what counters hold and leaves them at 0; its rate is its own and follows the scheduler. Its state is kept with
+    that of the weight's log_scale, from the end of the first step on, which therefore sums in any case.
 
     `zero_grad` drops a step's sum as it drops gradients. Codes, counters and moments are in the model's state_dict.
     """
@@ -66,8 +72,14 @@ class Pure1BitOptimizer(torch.optim.AdamW):
         seed: int = 0,
         gradient_accumulation_steps: int | None = None,
         accumulation: Accumulation = DEFAULT_ACCUMULATION,
+        rule: Rule | None = None,
     ) -> None:
         _check(lr, eta, seed, gradient_accumulation_steps, accumulation)
+        if rule is not None and (eta is not None or accumulation == "deposit"):
+            raise ConfigError(
+                f'the rule "{rule.name}" was given with eta or accumulation="deposit", which belong to the counters; '
+                "leave them out"
+            )
         steps = gradient_accumulation_steps
         scales = {
             "params": [weight.log_scale for weight in weights.values()],
@@ -79,6 +91,7 @@ class Pure1BitOptimizer(torch.optim.AdamW):
             "accumulation": accumulation,
             "gradient_accumulation_steps": steps,
             "sums": None if steps is None else steps > 1,
+            "rule": None if rule is None else rule.as_dict(),
         }
         self._weights = dict(weights)
         super().__init__([*groups, scales], lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
@@ -100,9 +113,29 @@ class Pure1BitOptimizer(torch.optim.AdamW):
         """What a step's gradients are summed in."""
         return str(self._pure_group()["accumulation"])
 
+    @property
+    def rule(self) -> Rule | None:
+        """What moves the codes; None: the counters."""
+        kept = self._pure_group().get("rule")
+        return None if kept is None else rule_from(kept)
+
+    def rule_state(self, weight: FiringWeight) -> dict[str, Tensor]:
+        """The rule's state for this weight, made when it is first asked for."""
+        rule, state = self.rule, self.state[weight.log_scale]
+        assert rule is not None
+        if "codes" not in state:
+            state["codes"] = rule.start(weight.hand_over_counters())
+        made: dict[str, Tensor] = state["codes"]
+        return made
+
     def eta(self, weight: FiringWeight) -> Tensor:
-        """The share of the threshold that an update of size 1 deposits into this weight now, float32 []."""
+        """The share of the threshold that an update of size 1 deposits into this weight now, float32 [].
+
+        For a rule that is not the counters': the share of its rate.
+        """
         group = self._pure_group()
+        if group.get("rule") is not None:
+            return torch.full_like(weight.mean_magnitude, group["lr"] / group["peak_lr"])
         if group["eta"] is None:
             eta = eta_from_lr(group["lr"], weight.mean_magnitude, is_binary=weight.is_binary)
         else:
@@ -122,6 +155,8 @@ class Pure1BitOptimizer(torch.optim.AdamW):
                 "gradient_accumulation_steps to create_pure1bit_optimizer: the number of backward passes in a step, "
                 "or 2 for a model that uses a layer more than once"
             )
+        if group.get("rule") is not None and not self.state[weight.log_scale]:
+            return False  # AdamW makes the state of a parameter in its own step, and expects to find none
         return group["sums"] is False
 
     @torch.no_grad()
@@ -131,8 +166,10 @@ class Pure1BitOptimizer(torch.optim.AdamW):
         group = self._pure_group()
         received = max((weight.received for weight in self._weights.values()), default=0)
         for weight in self._weights.values():
+            has_gradient = weight.received > 0
             weight.settle()
-            weight.fire()
+            if has_gradient or group.get("rule") is None:  # a rule would go on with the gradient of the step before
+                weight.fire()
         if group["sums"] is None and received:
             group["sums"] = received > 1
         return loss
