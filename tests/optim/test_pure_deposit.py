@@ -10,6 +10,7 @@ from onebit.optim import pure_deposit
 from onebit.optim.pure_deposit import (
     Factors,
     deposit_counts,
+    deposit_rule,
     eta_from_lr,
     square_sums,
     update_energy,
@@ -44,9 +45,10 @@ def counts(g: Tensor, parts: list[slice] | None = None, name: str = "int8", eta:
     shares = [Factors(factors.row_O1[part], factors.column_I, factors.is_finite) for part in parts]
     energy = sum(update_energy(g[part], share) for part, share in zip(parts, shares, strict=True))
     assert isinstance(energy, Tensor)
+    rule = deposit_rule(counter_named(name), eta, energy / g.numel())
     made = [
         deposit_counts(
-            g[part], share, energy / g.numel(), eta, counter_named(name), seed=3, tensor=5, step=torch.tensor(1),
+            g[part], share, *rule, seed=3, tensor=5, step=torch.tensor(1),
             part=slice(0, part.stop - part.start), first_row=part.start,
         )
         for part, share in zip(parts, shares, strict=True)
@@ -76,9 +78,9 @@ def test_counts_have_the_mean_of_the_clipped_update(size: float) -> None:
     u = g * factors.row_O1 * factors.column_I
     mean_square = u.double().square().mean() * size**2
     factors = Factors(factors.row_O1 * size, factors.column_I, factors.is_finite)
+    rule = deposit_rule(counter_named("int8"), ETA, mean_square)
     got = torch.stack([
-        deposit_counts(g, factors, mean_square, ETA, counter_named("int8"), seed=1, tensor=2, step=torch.tensor(step),
-                       part=slice(0, 400))
+        deposit_counts(g, factors, *rule, seed=1, tensor=2, step=torch.tensor(step), part=slice(0, 400))
         for step in range(20)
     ]).double().mean(0)  # fmt: skip
     rms = mean_square.sqrt()

@@ -10,18 +10,16 @@ Shape suffixes: T tokens (any leading dimensions), I inputs, O outputs, G groups
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from onebit.errors import ConfigError, OnebitError
 from onebit.nn.bit_linear import ActivationCodes, weight_quantizer_from
 from onebit.nn.hadamard import HadamardRotation
-from onebit.nn.pure_storage import unpack_codes
-from onebit.nn.pure_weight import PureWeight, attached_weight
+from onebit.nn.pure_products import PureProduct
+from onebit.nn.pure_weight import PureWeight
 from onebit.quant import (
     ActivationQuantizer,
     Granularity,
@@ -106,7 +104,7 @@ class Pure1BitLinear(nn.Module):
             codes_TI, scale_T1 = x_TI.detach().to(dtype), None
         else:
             codes_TI, scale_T1 = quantize_activations(x_TI, self.activation_quantizer) if x_codes is None else x_codes
-        y_TO: Tensor = _PureLinear.apply(  # type: ignore[no-untyped-call]
+        y_TO: Tensor = PureProduct.apply(  # type: ignore[no-untyped-call]
             x_TI,
             w.log_scale,
             w.codes,
@@ -138,105 +136,3 @@ class Pure1BitLinear(nn.Module):
                 "use bfloat16 (--bf16) or float32"
             )
         return dtype
-
-
-class _PureLinear(torch.autograd.Function):
-    """x and log_scale receive gradients; the weight's goes to its counters."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x_TI: Tensor,
-        log_scale: Tensor,
-        packed_OB: Tensor,
-        x_codes_TI: Tensor,
-        x_scale_T1: Tensor | None,
-        cols: int,
-        group_size: int,
-        is_binary: bool,
-        handle: int,
-        dtype: torch.dtype,
-    ) -> Tensor:
-        ctx.cols, ctx.group_size, ctx.is_binary, ctx.handle = cols, group_size, is_binary, handle
-        ctx.dtype, ctx.x_dtype = dtype, x_TI.dtype
-        ctx.save_for_backward(log_scale, packed_OB, x_codes_TI, x_scale_T1)
-        scale = _scale(log_scale)
-        w_OI = unpack_codes(packed_OB, cols, is_binary=is_binary).to(dtype)
-        if scale.ndim == 2:
-            w_OI, scale = w_OI * _columns(scale, group_size, cols).to(dtype), scale.new_ones(())
-        if dtype == torch.float16 and x_scale_T1 is not None:
-            # Sums of int8 codes can pass float16's 65504; a power of two moves them into range without rounding.
-            x_codes_TI, x_scale_T1 = x_codes_TI * 2.0**-7, x_scale_T1 * 2.0**7
-        sums_TO = F.linear(x_codes_TI.to(dtype), w_OI)
-        return (sums_TO * (scale if x_scale_T1 is None else scale * x_scale_T1)).to(dtype)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_TO: Tensor) -> tuple[Tensor | None, ...]:
-        log_scale, packed_OB, x_codes_TI, x_scale_T1 = ctx.saved_tensors
-        w_OI = unpack_codes(packed_OB, ctx.cols, is_binary=ctx.is_binary).to(ctx.dtype)
-        grad_x = grad_scale = None
-        if ctx.handle or ctx.needs_input_grad[1]:
-            g_TO = grad_TO if x_scale_T1 is None else grad_TO * x_scale_T1
-            g_TO = g_TO.to(ctx.dtype).flatten(0, -2)
-            x_TI = x_codes_TI.to(ctx.dtype).flatten(0, -2)
-            grad_scale = torch.ops.onebit.pure_weight_gradient(g_TO, x_TI, w_OI, log_scale, ctx.group_size, ctx.handle)
-        if ctx.needs_input_grad[0]:
-            scale = _scale(log_scale)
-            q_OI = w_OI * (_columns(scale, ctx.group_size, ctx.cols) if scale.ndim == 2 else _rows(scale))
-            grad_x = (grad_TO.to(ctx.dtype) @ q_OI.to(ctx.dtype)).to(ctx.x_dtype)
-        return grad_x, grad_scale, None, None, None, None, None, None, None, None
-
-
-def _weight_gradient(
-    g_TO: Tensor, x_TI: Tensor, w_OI: Tensor, log_scale: Tensor, group_size: int, handle: int
-) -> Tensor:
-    """Compute dL/dW, hand it to the attached weight's counters, and return the gradient of log_scale.
-
-    What it changes is read by the optimizer's step alone, so that to a compiler it is a function.
-    """
-    g_OI = g_TO.t() @ x_TI
-    grad_scale = _scale_gradient(g_OI * w_OI, _scale(log_scale), group_size)
-    weight = attached_weight(handle)
-    if weight is not None:
-        weight.take(g_OI)  # which may change g
-    return grad_scale
-
-
-def _scale_gradient(products_OI: Tensor, scale: Tensor, group_size: int) -> Tensor:
-    """d loss / d log(scale) from dL/dW times the codes, in the scale's shape."""
-    if scale.ndim == 0:
-        return products_OI.sum(dtype=torch.float32) * scale
-    if scale.ndim == 1:
-        return products_OI.sum(1, dtype=torch.float32) * scale
-    groups = scale.shape[1]
-    padded = F.pad(products_OI, (0, groups * group_size - products_OI.shape[1]))
-    sums_OG: Tensor = padded.unflatten(1, (groups, group_size)).sum(2, dtype=torch.float32)
-    return sums_OG * scale
-
-
-# torch.library.custom_op would say this in one decorator, and import the whole compiler at the first call.
-_LIBRARY = torch.library.Library("onebit", "DEF")
-_LIBRARY.define(
-    "pure_weight_gradient(Tensor g, Tensor x, Tensor w, Tensor log_scale, SymInt group_size, SymInt handle) -> Tensor"
-)
-_LIBRARY.impl("pure_weight_gradient", _weight_gradient, "CompositeExplicitAutograd")
-
-
-@torch.library.register_fake("onebit::pure_weight_gradient")  # type: ignore[untyped-decorator]
-def _(g_TO: Tensor, x_TI: Tensor, w_OI: Tensor, log_scale: Tensor, group_size: int, handle: int) -> Tensor:
-    return torch.empty_like(log_scale)
-
-
-def _scale(log_scale: Tensor) -> Tensor:
-    """The scale as it is exported, in float32: per group it is rounded to float16."""
-    scale = log_scale.float().exp()
-    return scale.half().float() if scale.ndim == 2 else scale
-
-
-def _rows(scale: Tensor) -> Tensor:
-    return scale.unsqueeze(-1) if scale.ndim else scale
-
-
-def _columns(scale_OG: Tensor, group_size: int, cols: int) -> Tensor:
-    return scale_OG.repeat_interleave(group_size, dim=1)[:, :cols]

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from onebit.errors import OnebitError
 from onebit.nn.pure_gradient_sum import BFloat16Sum, GradientSum, Int8Sum
+from onebit.nn.pure_kernels import kernels_for
 from onebit.nn.pure_storage import (
     pack_codes,
     pack_counters,
@@ -42,16 +43,14 @@ from onebit.nn.pure_storage import (
     unpack_counters,
 )
 from onebit.optim.pure_deposit import (
-    deposit_counts,
+    deposit_rule,
     moment_factors,
     row_chunks,
-    square_sums,
-    update_energy,
     update_moments,
 )
 from onebit.optim.pure_rules import Rule
 from onebit.quant import Quantized, WeightQuantizer, quantize
-from onebit.quant.counters import Counter, fire, start_counters
+from onebit.quant.counters import Counter, start_counters
 from onebit.quant.philox import random16
 from onebit.quant.weights import expand_scale
 
@@ -238,30 +237,30 @@ class PureWeight(nn.Module):
         if self.driver.rule is not None:
             self.driver.rule.deposit(self.driver.rule_state(self), g_OI.float(), eta)
             return
+        kernels = kernels_for(g_OI)
         peak = g_OI.abs().amax().float()
         self.deposits += 1
         moments, factors = update_moments(
-            (self.row_moments, self.column_moments), square_sums(g_OI, peak, self.out_features), peak, self.deposits
+            (self.row_moments, self.column_moments),
+            kernels.square_sums(g_OI, peak, self.out_features),
+            peak,
+            self.deposits,
         )
         self.row_moments.copy_(moments[0])
         self.column_moments.copy_(moments[1])
-        mean_square = update_energy(g_OI, factors) / g_OI.numel()
-        bound = self.counter.bound
-        for part in self._parts():
-            added = deposit_counts(
-                g_OI,
-                factors,
-                mean_square,
-                eta,
-                self.counter,
-                seed=self.driver.seed,
-                tensor=self.tensor,
-                step=self.deposits,
-                part=part,
-            )
-            counts = unpack_counters(self.counters[part], self.in_features, self.counter)
-            counts = added.add_(counts).clamp_(-bound, bound).to(torch.int8)
-            self.counters[part] = pack_counters(counts, self.counter)
+        mean_square = kernels.update_energy(g_OI, factors) / g_OI.numel()
+        coefficient, power = deposit_rule(self.counter, eta, mean_square)
+        kernels.deposit(
+            self.counters,
+            g_OI,
+            factors,
+            coefficient,
+            power,
+            self.counter,
+            seed=self.driver.seed,
+            tensor=self.tensor,
+            step=self.deposits,
+        )
 
     @torch.no_grad()
     def fire(self) -> None:
@@ -269,15 +268,9 @@ class PureWeight(nn.Module):
         if self.driver is not None and self.driver.rule is not None:
             self._fire_by(self.driver.rule)
             return
-        moves = torch.zeros((), dtype=torch.int64, device=self.device)
-        for part in self._parts():
-            codes = unpack_codes(self.codes[part], self.in_features, is_binary=self.is_binary)
-            counts = unpack_counters(self.counters[part], self.in_features, self.counter)
-            codes, counts, moved = fire(codes, counts, self.counter, is_binary=self.is_binary)
-            self.codes[part] = pack_codes(codes, is_binary=self.is_binary)
-            self.counters[part] = pack_counters(counts, self.counter)
-            moves += moved
-        self.__dict__["moves"] = moves
+        self.__dict__["moves"] = kernels_for(self.codes).fire(
+            self.codes, self.counters, self.counter, self.in_features, is_binary=self.is_binary
+        )
 
     @torch.no_grad()
     def hand_over_counters(self) -> Tensor:
@@ -321,7 +314,8 @@ class PureWeight(nn.Module):
         peak = g_OI.abs().amax().float()
         if step == 0:  # the first gradient tells its own sizes
             step = step + 1
-            moments, _ = update_moments(moments, square_sums(g_OI, peak, self.out_features), peak, step)
+            sums = kernels_for(g_OI).square_sums(g_OI, peak, self.out_features)
+            moments, _ = update_moments(moments, sums, peak, step)
         return Int8Sum(moment_factors(moments, step, torch.isfinite(peak)))
 
     def _parts(self) -> Iterator[slice]:

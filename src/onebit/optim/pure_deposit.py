@@ -30,12 +30,16 @@ from onebit.quant.philox import random16
 
 __all__ = [
     "CLIP",
+    "ENERGY_SHIFT",
+    "LARGEST_SQUARE",
     "MOMENT_DECAY",
     "Factors",
     "deposit_counts",
+    "deposit_rule",
     "eta_from_lr",
     "moment_factors",
     "row_chunks",
+    "square_shift",
     "square_sums",
     "update_energy",
     "update_moments",
@@ -46,8 +50,8 @@ CLIP = 1.0
 # A row or column whose gradients are this much smaller than the mean's is treated as if it were at this size: below
 # it, their squares are lost in the exact sums.
 _FLOOR = 2.0**-40
-_ENERGY_SHIFT = 1.5 * 2.0**32  # rounds squares of updates, which are about 1, to multiples of 2^-20
-_LARGEST_SQUARE = 2.0**20
+ENERGY_SHIFT = 1.5 * 2.0**32  # rounds squares of updates, which are about 1, to multiples of 2^-20
+LARGEST_SQUARE = 2.0**20
 _CHUNK = {"cpu": 1 << 18}  # elements worked on at once: temporaries stay in the cache
 _LARGE_CHUNK = 1 << 24
 
@@ -76,15 +80,22 @@ def row_chunks(rows: int, cols: int, device: torch.device) -> Iterator[slice]:
         yield slice(start, min(start + step, rows))
 
 
+def square_shift(peak: Tensor, count: int) -> Tensor:
+    """What is added to a square and taken away again, so that up to `count` of them have an exact sum: float64 [].
+
+    peak: [], of what is squared; each square becomes a multiple of 2^-52 of the largest possible sum.
+    """
+    _, exponent = torch.frexp(torch.where(torch.isfinite(peak), peak, 0.0).double().square())
+    return torch.ldexp(torch.tensor(1.5, dtype=torch.float64, device=peak.device), exponent + _log2(count))
+
+
 def square_sums(g_OI: Tensor, peak: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     """(sums of G^2 over each row [O], over each column [I]), float64 and exact in any order.
 
     peak: largest |G| of the whole matrix, []; rows: of the whole matrix, of which g_OI may be a part.
     """
     cols = g_OI.shape[1]
-    _, exponent = torch.frexp(torch.where(torch.isfinite(peak), peak, 0.0).double().square())
-    # Sums of up to max(rows, cols) squares, each a multiple of 2^-52 of their largest possible sum.
-    shift = torch.ldexp(torch.tensor(1.5, dtype=torch.float64, device=g_OI.device), exponent + _log2(max(rows, cols)))
+    shift = square_shift(peak, max(rows, cols))
     row_O = g_OI.new_empty(g_OI.shape[0], dtype=torch.float64)
     column_I = g_OI.new_zeros(cols, dtype=torch.float64)
     for part in row_chunks(g_OI.shape[0], g_OI.shape[1], g_OI.device):
@@ -125,17 +136,29 @@ def update_energy(g_OI: Tensor, factors: Factors) -> Tensor:
     """Sum of U^2 before clipping over these rows, float64 [] and exact in any order."""
     energy = g_OI.new_zeros((), dtype=torch.float64)
     for part in row_chunks(g_OI.shape[0], g_OI.shape[1], g_OI.device):
-        squares = _update(g_OI, factors, part).double().square_().clamp_max_(_LARGEST_SQUARE)
-        energy += squares.add_(_ENERGY_SHIFT).sub_(_ENERGY_SHIFT).sum()
+        squares = _update(g_OI, factors, part).double().square_().clamp_max_(LARGEST_SQUARE)
+        energy += squares.add_(ENERGY_SHIFT).sub_(ENERGY_SHIFT).sum()
     return energy
+
+
+def deposit_rule(counter: Counter, eta: Tensor, mean_square: Tensor) -> tuple[Tensor, int]:
+    """(coefficient, power): a deposit is coefficient * |U|^(power - 1) U, with U before clipping; float32 [].
+
+    eta: float32 []. mean_square: mean U^2 over the whole matrix, float64 [].
+    A counter that forgets moves with the probability eta^2 |U|^3 / 4: driven by noise, a counter that remembers fires
+    about eta^2 times a step, and the largest gradients are the least noisy.
+    """
+    clipped = (mean_square.sqrt() / CLIP).clamp_min(1.0).reciprocal().float()
+    if counter.remembers:
+        return -(eta.float() * counter.threshold) * clipped, 1
+    return -(eta.float().square() / 4.0) * clipped**3, 3
 
 
 def deposit_counts(
     g_OI: Tensor,
     factors: Factors,
-    mean_square: Tensor,
-    eta: Tensor,
-    counter: Counter,
+    coefficient: Tensor,
+    power: int,
     *,
     seed: int,
     tensor: int,
@@ -145,19 +168,15 @@ def deposit_counts(
 ) -> Tensor:
     """What is added to the counters of the rows `part` of g_OI: integers as float32, not yet bounded.
 
-    mean_square: mean U^2 over the whole matrix, float64 []. eta: float32 []. first_row: of g_OI in the whole matrix.
-    A counter that forgets moves with the probability eta^2 |U|^3 / 4: driven by noise, a counter that remembers fires
-    about eta^2 times a step, and the largest gradients are the least noisy.
+    coefficient, power: of `deposit_rule`. first_row: of g_OI in the whole matrix.
     """
-    clipped = (mean_square.sqrt() / CLIP).clamp_min(1.0).reciprocal().float()
     u = _update(g_OI, factors, part)
-    if counter.remembers:
-        deposit = u.mul_(-(eta.float() * counter.threshold) * clipped)
-    else:
-        u = u.mul_(clipped)
-        deposit = (u.square() * u).mul_(-eta.float().square() / 4.0)
+    if power == 2:
+        u = u.abs().mul_(u)
+    elif power == 3:
+        u = u.square().mul_(u)
     # One bad number in a gradient makes the whole of it worthless.
-    deposit = torch.where(factors.is_finite, deposit, 0.0)
+    deposit = torch.where(factors.is_finite, u.mul_(coefficient), 0.0)
     rows = range(first_row + part.start, first_row + part.stop)
     return round_stochastically(deposit, random16(seed, tensor, step, rows, g_OI.shape[1], g_OI.device))
 

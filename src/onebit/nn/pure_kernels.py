@@ -1,0 +1,131 @@
+"""Which kernels pure training runs on: plain PyTorch, C, or Triton. One choice for each device, logged with its reason.
+
+Kernels are modules that offer the functions of `PureKernels`. They work on packed storage, in place, and agree with
+`torch_pure`, the reference: sums are exact and the random numbers are a function of their place, so that the integers
+of a deposit are the same bit for bit, whoever computes them.
+
+=========  ==================  =======================================================================
+kernels    module              taken
+=========  ==================  =======================================================================
+torch      `torch_pure`        wherever no other is
+c          `c_pure`            for CPU tensors, when the engine's library is built
+triton     `triton_pure`       for CUDA tensors, when triton is installed
+=========  ==================  =======================================================================
+
+ONEBIT_PURE_KERNELS=torch, c or triton takes one of them for every device.
+
+Shape suffixes: T tokens, O outputs, I inputs, B bytes of a row, G groups of inputs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+from functools import cache
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from onebit.errors import ConfigError, OnebitError
+from onebit.optim.pure_deposit import Factors
+from onebit.quant.counters import Counter
+
+__all__ = ["PureKernels", "kernels_for"]
+
+_LOG = logging.getLogger(__name__)
+_ENVIRONMENT = "ONEBIT_PURE_KERNELS"
+_NAMES = ("torch", "c", "triton")
+
+
+class PureKernels(Protocol):
+    """What a matrix of codes is trained with. g_OI: dL/dW, any float type; codes_OB, counters_OB: as `PureWeight`."""
+
+    def square_sums(self, g_OI: Tensor, peak: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+        """(sums of G^2 over each row [O], over each column [I]), as `pure_deposit.square_sums`: float64, exact."""
+        ...
+
+    def update_energy(self, g_OI: Tensor, factors: Factors) -> Tensor:
+        """Sum of U^2, as `pure_deposit.update_energy`: float64 [], exact."""
+        ...
+
+    def deposit(
+        self,
+        counters_OB: Tensor,
+        g_OI: Tensor,
+        factors: Factors,
+        coefficient: Tensor,
+        power: int,
+        counter: Counter,
+        *,
+        seed: int,
+        tensor: int,
+        step: Tensor,
+        first_row: int = 0,
+    ) -> None:
+        """Add coefficient * |U|^(power - 1) U to the counters, in place, rounded as `pure_deposit.deposit_counts`.
+
+        coefficient: float32 []; power: 1, 2 or 3; step: int64 []; first_row: of these rows in the whole matrix.
+        """
+        ...
+
+    def fire(self, codes_OB: Tensor, counters_OB: Tensor, counter: Counter, cols: int, *, is_binary: bool) -> Tensor:
+        """Move the codes whose counters are full, in place: how many moved, int64 []."""
+        ...
+
+    def unpack(self, codes_OB: Tensor, cols: int, dtype: torch.dtype, *, is_binary: bool) -> Tensor:
+        """The codes as numbers, [O, I]."""
+        ...
+
+    def forward_product(self, x_TI: Tensor, codes_OB: Tensor, dtype: torch.dtype, *, is_binary: bool) -> Tensor:
+        """x codes^T, [T, O], in `dtype`, a float type. x_TI: int8 codes, or floats; any leading dimensions."""
+        ...
+
+    def input_gradient(self, g_TO: Tensor, codes_OB: Tensor, cols: int, *, is_binary: bool) -> Tensor:
+        """g codes, [T, I], in the type of g_TO; any leading dimensions."""
+        ...
+
+    def code_sums(self, g_OI: Tensor, codes_OB: Tensor, group_size: int, *, is_binary: bool) -> Tensor:
+        """Sums of G times the codes over each group of a row, float32 [O, G]; group_size 0: over the row, G is 1."""
+        ...
+
+
+def kernels_for(tensor: Tensor) -> PureKernels:
+    """The kernels for tensors like this one.
+
+    ConfigError for a wrong name in ONEBIT_PURE_KERNELS, OnebitError where the kernels it asks for cannot run.
+    """
+    if isinstance(tensor, FakeTensor):  # has no memory; the reference says what would be allocated
+        return _load("torch")
+    return _chosen(tensor.device.type, os.environ.get(_ENVIRONMENT, ""))
+
+
+@cache
+def _chosen(device: str, asked: str) -> PureKernels:
+    if asked and asked not in _NAMES:
+        raise ConfigError(f"{_ENVIRONMENT} is {asked!r}, expected one of {', '.join(_NAMES)}")
+    wanted = asked or {"cpu": "c", "cuda": "triton"}.get(device, "torch")
+    problem = _problem(wanted, device)
+    if problem and asked:
+        raise OnebitError(f"{_ENVIRONMENT}={asked} cannot be had on {device}: {problem}; unset it")
+    name = "torch" if problem else wanted
+    reason = f"{_ENVIRONMENT} asks for it" if asked else problem or f"the fastest on {device}"
+    _LOG.info("pure training on %s: %s kernels (%s)", device, name, reason)
+    return _load(name)
+
+
+def _problem(name: str, device: str) -> str:
+    """Why kernels cannot run on a device; empty when they can."""
+    if name == "c" and device != "cpu":
+        return f"the C kernels know CPU tensors only, not {device}"
+    try:
+        _load(name)
+    except (ImportError, OnebitError) as error:
+        return str(error)
+    return ""
+
+
+def _load(name: str) -> PureKernels:
+    return cast(PureKernels, importlib.import_module(f"onebit.nn.{name}_pure"))

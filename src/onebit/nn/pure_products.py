@@ -1,0 +1,179 @@
+"""The products of a pure layer, as one autograd function over operators that choose their kernels.
+
+What shaped it: a compiled graph can hold neither a Python object nor a call into C. So each product is an operator of
+the library `onebit`, opaque to a compiler, which asks `kernels_for` when it runs; and the weight, whose gradient is
+consumed where it is computed, is named by a handle.
+
+Shape suffixes: T tokens (any leading dimensions), I inputs, O outputs, B bytes of a row, G groups of inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from onebit.nn.pure_kernels import kernels_for
+from onebit.nn.pure_weight import attached_weight
+
+__all__ = ["OPERATORS", "PureProduct"]
+
+
+class PureProduct(torch.autograd.Function):
+    """x and log_scale receive gradients; the weight's goes to its counters."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_TI: Tensor,
+        log_scale: Tensor,
+        packed_OB: Tensor,
+        x_codes_TI: Tensor,
+        x_scale_T1: Tensor | None,
+        cols: int,
+        group_size: int,
+        is_binary: bool,
+        handle: int,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """[T, O] in `dtype`. x_TI only receives a gradient; x_codes_TI: int8, or floats where x_scale_T1 is None."""
+        ctx.cols, ctx.group_size, ctx.is_binary, ctx.handle = cols, group_size, is_binary, handle
+        ctx.dtype, ctx.x_dtype = dtype, x_TI.dtype
+        ctx.save_for_backward(log_scale, packed_OB, x_codes_TI, x_scale_T1)
+        scale = _scale(log_scale)
+        if dtype == torch.float16 and x_scale_T1 is not None:
+            # Sums of int8 codes can pass float16's 65504; a power of two moves them into range without rounding.
+            x_codes_TI, x_scale_T1 = x_codes_TI * 2.0**-7, x_scale_T1 * 2.0**7
+        if scale.ndim == 2:
+            w_OI = _scaled(scale, packed_OB, cols, group_size, is_binary, dtype)
+            sums_TO, scale = F.linear(x_codes_TI.to(dtype), w_OI), scale.new_ones(())
+        else:
+            sums_TO = torch.ops.onebit.pure_forward_product(x_codes_TI, packed_OB, dtype, is_binary)
+        return sums_TO.mul_(scale if x_scale_T1 is None else scale * x_scale_T1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_TO: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x_TI and log_scale."""
+        log_scale, packed_OB, x_codes_TI, x_scale_T1 = ctx.saved_tensors
+        grad_x = grad_scale = None
+        if ctx.handle or ctx.needs_input_grad[1]:
+            g_TO = grad_TO if x_scale_T1 is None else grad_TO * x_scale_T1
+            grad_scale = torch.ops.onebit.pure_weight_gradient(
+                g_TO.to(ctx.dtype).flatten(0, -2),
+                x_codes_TI.flatten(0, -2),
+                packed_OB,
+                log_scale,
+                ctx.group_size,
+                ctx.is_binary,
+                ctx.handle,
+            )
+        if ctx.needs_input_grad[0]:
+            scale = _scale(log_scale)
+            if scale.ndim == 2 or ctx.dtype == torch.float16:  # float16 has no room for sums before their scale
+                w_OI = _scaled(scale, packed_OB, ctx.cols, ctx.group_size, ctx.is_binary, ctx.dtype)
+                grad_x = grad_TO.to(ctx.dtype) @ w_OI
+            else:
+                g_TO = (grad_TO * scale if scale.ndim else grad_TO).to(ctx.dtype)
+                grad_x = torch.ops.onebit.pure_input_gradient(g_TO, packed_OB, ctx.cols, ctx.is_binary)
+                grad_x = grad_x if scale.ndim else grad_x.mul_(scale)
+            grad_x = grad_x.to(ctx.x_dtype)
+        return grad_x, grad_scale, None, None, None, None, None, None, None, None
+
+
+def _unpack(packed_OB: Tensor, cols: int, dtype: torch.dtype, is_binary: bool) -> Tensor:
+    return kernels_for(packed_OB).unpack(packed_OB, cols, dtype, is_binary=is_binary)
+
+
+def _forward_product(x_TI: Tensor, packed_OB: Tensor, dtype: torch.dtype, is_binary: bool) -> Tensor:
+    return kernels_for(packed_OB).forward_product(x_TI, packed_OB, dtype, is_binary=is_binary)
+
+
+def _input_gradient(g_TO: Tensor, packed_OB: Tensor, cols: int, is_binary: bool) -> Tensor:
+    return kernels_for(packed_OB).input_gradient(g_TO, packed_OB, cols, is_binary=is_binary)
+
+
+def _weight_gradient(
+    g_TO: Tensor, x_TI: Tensor, packed_OB: Tensor, log_scale: Tensor, group_size: int, is_binary: bool, handle: int
+) -> Tensor:
+    """Compute dL/dW, hand it to the attached weight's counters, and return the gradient of log_scale.
+
+    What it changes is read by the optimizer's step alone, so that to a compiler it is a function.
+    """
+    g_OI = g_TO.t() @ x_TI.to(g_TO.dtype)
+    sums_OG = kernels_for(packed_OB).code_sums(g_OI, packed_OB, group_size, is_binary=is_binary)
+    weight = attached_weight(handle)
+    if weight is not None:
+        weight.take(g_OI)  # which may change g
+    scale = _scale(log_scale)
+    sums = sums_OG if scale.ndim == 2 else sums_OG.squeeze(1) if scale.ndim else sums_OG.sum()
+    return sums * scale
+
+
+# torch.library.custom_op would say this in one decorator, and import the whole compiler at the first call.
+_LIBRARY = torch.library.Library("onebit", "DEF")
+_SCHEMAS: dict[str, tuple[str, Callable[..., Tensor]]] = {
+    "pure_unpack": ("(Tensor packed, SymInt cols, ScalarType dtype, bool is_binary) -> Tensor", _unpack),
+    "pure_forward_product": (
+        "(Tensor x, Tensor packed, ScalarType dtype, bool is_binary) -> Tensor",
+        _forward_product,
+    ),
+    "pure_input_gradient": ("(Tensor g, Tensor packed, SymInt cols, bool is_binary) -> Tensor", _input_gradient),
+    "pure_weight_gradient": (
+        "(Tensor g, Tensor x, Tensor packed, Tensor log_scale, SymInt group_size, bool is_binary, SymInt handle)"
+        " -> Tensor",
+        _weight_gradient,
+    ),
+}
+for _name, (_schema, _function) in _SCHEMAS.items():
+    _LIBRARY.define(_name + _schema)
+    _LIBRARY.impl(_name, _function, "CompositeExplicitAutograd")
+
+OPERATORS: dict[Any, Callable[..., Tensor]] = {
+    getattr(torch.ops.onebit, name).default: function for name, (_, function) in _SCHEMAS.items()
+}
+"""The operators, and what each does, for whoever must see inside."""
+
+
+@torch.library.register_fake("onebit::pure_unpack")  # type: ignore[untyped-decorator]
+def _(packed_OB: Tensor, cols: int, dtype: torch.dtype, is_binary: bool) -> Tensor:
+    return packed_OB.new_empty(packed_OB.shape[0], cols, dtype=dtype)
+
+
+@torch.library.register_fake("onebit::pure_forward_product")  # type: ignore[untyped-decorator]
+def _(x_TI: Tensor, packed_OB: Tensor, dtype: torch.dtype, is_binary: bool) -> Tensor:
+    return x_TI.new_empty(*x_TI.shape[:-1], packed_OB.shape[0], dtype=dtype)
+
+
+@torch.library.register_fake("onebit::pure_input_gradient")  # type: ignore[untyped-decorator]
+def _(g_TO: Tensor, packed_OB: Tensor, cols: int, is_binary: bool) -> Tensor:
+    return g_TO.new_empty(*g_TO.shape[:-1], cols)
+
+
+@torch.library.register_fake("onebit::pure_weight_gradient")  # type: ignore[untyped-decorator]
+def _(
+    g_TO: Tensor, x_TI: Tensor, packed_OB: Tensor, log_scale: Tensor, group_size: int, is_binary: bool, handle: int
+) -> Tensor:
+    return torch.empty_like(log_scale)
+
+
+def _scale(log_scale: Tensor) -> Tensor:
+    """The scale as it is exported, in float32: per group it is rounded to float16."""
+    scale = log_scale.float().exp()
+    return scale.half().float() if scale.ndim == 2 else scale
+
+
+def _scaled(
+    scale: Tensor, packed_OB: Tensor, cols: int, group_size: int, is_binary: bool, dtype: torch.dtype
+) -> Tensor:
+    """Codes times scale, [O, I] in `dtype`."""
+    w_OI: Tensor = torch.ops.onebit.pure_unpack(packed_OB, cols, dtype, is_binary)
+    if scale.ndim == 2:
+        scale = scale.repeat_interleave(group_size, dim=1)[:, :cols]
+    elif scale.ndim == 1:
+        scale = scale.unsqueeze(1)
+    return w_OI.mul_(scale.to(dtype))
