@@ -100,6 +100,8 @@ def test_a_model_of_latents_is_trained_on_from_its_residual(run: SftSettings, tm
         ({"tables": True}, "--tables quantises embeddings"),
         ({"pure_counter": "int2"}, "--pure-counter is 'int2'"),
         ({"pure_eta": 0.0}, "--pure-eta is 0.0"),
+        ({"pure_flip_budget": 0.5}, "--pure-flip-budget computes what --pure-eta sets"),
+        ({"pure_eta": None, "pure_flip_budget": -1.0}, "--pure-flip-budget is -1.0"),
         ({"learning_rate": 0.0}, "--learning-rate is 0.0"),
         ({"trl": {"fsdp": "full_shard"}}, "--fsdp shards parameters"),
     ],
@@ -107,6 +109,25 @@ def test_a_model_of_latents_is_trained_on_from_its_residual(run: SftSettings, tm
 def test_what_does_not_go_together(run: SftSettings, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         replace(run, **changes)
+
+
+def test_a_flip_budget_gives_eta(run: SftSettings, capsys: pytest.CaptureFixture[str]) -> None:
+    """Constant rate over two steps: eta^2 * 2 = budget; so high a one moves too many codes, which is said once."""
+    sft(
+        replace(
+            run,
+            pure_eta=None,
+            pure_flip_budget=18.0,
+            max_steps=12,
+            trl={"lr_scheduler_type": "constant"},
+            logging_steps=1,
+            save_steps=12,
+            quiet=False,
+        )
+    )
+    told = capsys.readouterr().out
+    assert "flip budget 18 over 12 steps: eta 1.22" in told
+    assert told.count("of the codes moved in one step") == 1
 
 
 def test_the_command_says_its_rates(run: SftSettings, capsys: pytest.CaptureFixture[str]) -> None:

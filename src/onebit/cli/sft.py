@@ -37,6 +37,10 @@ class SftOptions(FineTuningOptions):
     pure_eta: Annotated[
         float | None, typer.Option(help="Rate of the codes [default: 2 lr / mean|W|].", rich_help_panel=_PURE)
     ] = None
+    pure_flip_budget: Annotated[
+        float | None,
+        typer.Option(help="Rate of the codes from how often noise may move each in the run.", rich_help_panel=_PURE),
+    ] = None
 
 
 @takes(SftOptions)

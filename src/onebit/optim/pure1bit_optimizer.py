@@ -144,6 +144,11 @@ class Pure1BitOptimizer(torch.optim.AdamW):
             eta = eta / (group["gradient_accumulation_steps"] or 1) ** 0.5
         return eta
 
+    def set_eta(self, eta: float) -> None:
+        """Take another eta at the peak of the schedule, for all weights, as the argument `eta` would have set it."""
+        _check_eta(eta)
+        self._pure_group()["eta"] = eta
+
     def deposits_at_once(self, weight: FiringWeight) -> bool:
         """Whether the gradient that this weight received is deposited in the backward pass; False: it is summed."""
         group = self._pure_group()
@@ -195,9 +200,14 @@ def _check(lr: float, eta: float | None, seed: int, steps: int | None, accumulat
     check_name("accumulation", accumulation, get_args(Accumulation))
     if not lr > 0:
         raise ConfigError(f"lr is {lr}, expected a positive number; a scheduler may take it to 0")
-    if eta is not None and not eta > 0:
-        raise ConfigError(f"eta is {eta}, expected a positive number, or None for 2 lr / mean|W|")
+    if eta is not None:
+        _check_eta(eta)
     if not 0 <= seed < 2**32:
         raise ConfigError(f"seed is {seed}, expected a number in [0, 2^32)")
     if steps is not None and steps < 1:
         raise ConfigError(f"gradient_accumulation_steps is {steps}, expected a positive number, or None")
+
+
+def _check_eta(eta: float) -> None:
+    if not eta > 0:
+        raise ConfigError(f"eta is {eta}, expected a positive number, or None for 2 lr / mean|W|")

@@ -11,17 +11,22 @@ from typing import Any
 
 import torch
 
+from onebit.errors import ConfigError
 from onebit.nn import (
     create_pure1bit_optimizer,
     pure_weights,
     replace_linear_with_pure1bit_linear,
     replace_pure1bit_linear_with_bitlinear,
 )
+from onebit.nn.pure_health import pure_warnings
+from onebit.optim.flip_budget import eta_from_flip_budget
 from onebit.train.progress import ProgressLines
 from onebit.train.sft_settings import SftSettings
 from onebit.train.sft_trainer import TernarySftTrainer
 
 __all__ = ["PureSftTrainer", "say_rates"]
+
+_FIRST_WARNING = 10  # steps
 
 
 class PureSftTrainer(TernarySftTrainer):
@@ -43,15 +48,46 @@ class PureSftTrainer(TernarySftTrainer):
         )
         if args.ddp_broadcast_buffers is None:
             args.ddp_broadcast_buffers = False  # codes and counters are alike already, and large
+        self._flip_budget = settings.pure_flip_budget
+        self._progress = next(each for each in rest["callbacks"] if isinstance(each, ProgressLines))
+        self._warned: set[str] = set()
         super().__init__(model=model, args=args, optimizers=(self.pure_optimizer, None), **rest)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """The Trainer's; with a flip budget, eta follows from what it does to the rate over the whole run."""
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        if self._flip_budget is not None:
+            shape = getattr(scheduler, "lr_lambdas", None)
+            if not shape:
+                raise ConfigError(
+                    f"--pure-flip-budget needs a schedule that is a function of the step, not "
+                    f"'{self.args.lr_scheduler_type}'; use cosine, linear or constant, or --pure-eta"
+                )
+            eta = eta_from_flip_budget(self._flip_budget, map(shape[0], range(num_training_steps)))
+            self.pure_optimizer.set_eta(eta)
+            self._progress.say(
+                f"flip budget {self._flip_budget:g} over {num_training_steps} steps: eta {eta:.3g} for all codes"
+            )
+        return scheduler
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add how codes and counters are to a line of training losses."""
         if "loss" in logs:
             told = self.helper.telemetry()
+            self._warn(told)
             told["flip_rate"] = told.pop("flips")
             logs.update(told)
         super().log(logs, start_time)
+
+    def _warn(self, told: dict[str, float]) -> None:
+        """Say once what leaves the healthy range, after the warm-up, in whose first steps nothing moves yet."""
+        if self.state.global_step < max(self.args.get_warmup_steps(self.state.max_steps), _FIRST_WARNING):
+            return
+        is_binary = all(weight.is_binary for weight in self.pure_optimizer.weights)
+        for name, text in pure_warnings(told, is_binary=is_binary).items():
+            if name not in self._warned:
+                self._warned.add(name)
+                self._progress.say(f"warning: {text}")
 
     def save_final(self, folder: Path, source: Path | None = None) -> None:
         """Make latents of the codes, and put the model into `folder`."""

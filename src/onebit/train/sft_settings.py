@@ -56,7 +56,8 @@ class SftSettings:
     else absmean in groups of 128, or per tensor for latents of BitNet models. calibration_rows: so many rows choose
     codes and scales at the start, instead of rounding. use_peft: train adapters over the frozen ternary model and merge
     them at the end (`lora`); lora_*: as there. pure: train codes and counters instead of latents (`pure_sft`), without
-    a warm-up; pure_counter, pure_eta: as `create_pure1bit_optimizer`. max_steps None: num_train_epochs decides. trl:
+    a warm-up; pure_counter, pure_eta: as `create_pure1bit_optimizer`; pure_flip_budget: as `eta_from_flip_budget`, with
+    the run's own schedule. max_steps None: num_train_epochs decides. trl:
     further fields of TRL's SFTConfig.
 
     Raises:
@@ -92,6 +93,7 @@ class SftSettings:
     pure: bool = False
     pure_counter: str = "int8"
     pure_eta: float | None = None
+    pure_flip_budget: float | None = None
     lambda_warmup_frac: float = 0.4
     lambda_shape: LambdaShape = "linear"
 
@@ -186,6 +188,9 @@ class SftSettings:
         known = get_args(CounterName)
         self._check("pure_counter", self.pure_counter in known, f"one of {', '.join(known)}")
         self._check("pure_eta", self.pure_eta is None or self.pure_eta > 0, "a positive number")
+        self._check("pure_flip_budget", self.pure_flip_budget is None or self.pure_flip_budget > 0, "a positive number")
+        if self.pure_eta is not None and self.pure_flip_budget is not None:
+            raise ConfigError("--pure-flip-budget computes what --pure-eta sets; drop one of them")
         self._check("learning_rate", self.learning_rate > 0, "a positive number with --pure")
         if self.fp16:
             raise ConfigError("--fp16 scales losses and skips steps, which --pure cannot undo; use --bf16")
