@@ -22,13 +22,13 @@ def pure_warnings(telemetry: Mapping[str, float], *, is_binary: bool = False) ->
     found: dict[str, str] = {}
     if flips > _MOST_FLIPS:
         found["flips"] = (
-            f"{flips:.1%} of the codes moved in one step, where healthy runs move 0.1 % to 0.7 %; lower the learning rate "
-            "or eta"
+            f"{flips:.1%} of the codes moved in one step, where healthy runs move 0.1 % to 0.7 %; lower the learning "
+            "rate or eta"
         )
     if flips < _FEWEST_FLIPS and telemetry["fill"] < _LOW_FILL and not telemetry["saturated"]:
         found["still"] = (
-            f"no code moves and the counters are {telemetry['fill']:.1%} full; raise the learning rate or eta, or train "
-            "for longer"
+            f"no code moves and the counters are {telemetry['fill']:.1%} full; raise the learning rate or eta, or "
+            "train for longer"
         )
     if not is_binary and zeros < _FEWEST_ZEROS:
         found["zeros"] = (
@@ -36,7 +36,7 @@ def pure_warnings(telemetry: Mapping[str, float], *, is_binary: bool = False) ->
         )
     if telemetry["saturated"] > _MOST_SATURATED:
         found["saturated"] = (
-            f"{telemetry['saturated']:.0%} of the counters are at their bound and record nothing more; lower the learning "
-            "rate or eta"
+            f"{telemetry['saturated']:.0%} of the counters are at their bound and record nothing more; lower the "
+            "learning rate or eta"
         )
     return found
