@@ -20,7 +20,7 @@ def test_a_cosine_gives_the_closed_form() -> None:
 
 
 def test_noise_spends_the_budget() -> None:
-    """Gaussian updates of size 1: a walk from 0 to +-theta takes 1 / eta^2 steps, so that moves a weight are steps eta^2."""
+    """Gaussian updates of size 1: a walk from 0 to +-theta takes 1 / eta^2 steps: steps eta^2 moves."""
     steps, budget = 400, 4.0
     eta = eta_from_flip_budget(budget, [1.0] * steps)
     generator = torch.Generator().manual_seed(0)
