@@ -13,10 +13,11 @@ scales in float32 by AdamW at --lr, a warm-up over 5 % of the steps, a cosine to
 ternary arm rounds its inputs to int8.
 
 An arm is METHOD@RATE: float and hybrid take AdamW's rate of the matrices (hybrid with weight decay 0.1); int8, int4 and
-none are the counters of pure training and take eta. `+K` behind an arm gives each step in K microbatches, and `:SUM`
-behind that says what pure training sums them in (bfloat16, int8, or deposit: not at all). Bits per byte are taken on 48
-fixed batches at the end of the run. Each result is added to --work-dir/results.jsonl at once; what is there is not run
-again.
+none are the counters of pure training and take eta; the rules of onebit.optim.pure_rules take lr (shadow, shadow_sgd,
+dqt), the threshold (gradient_buffer) or tau (bop), and those with a shadow begin it at the latents. `+K` behind an arm
+gives each step in K microbatches, and `:SUM` behind that says what pure training sums them in (bfloat16, int8, or
+deposit: not at all). Bits per byte are taken on 48 fixed batches at the end of the run. Each result is added to
+--work-dir/results.jsonl at once; what is there is not run again.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "src")]
 from journal import add_line, read_lines  # noqa: E402
 
 ARMS = ("float@3e-3", "hybrid@5e-3", "int8@0.12", "int4@0.12", "none@0.12")
-METHODS = ("float", "hybrid", "int8", "int4", "none")
+METHODS = ("float", "hybrid", "int8", "int4", "none", "shadow", "shadow_sgd", "gradient_buffer", "bop", "dqt")
 SUMS = ("bfloat16", "int8", "deposit")
 VALIDATION_BATCHES = 48
 

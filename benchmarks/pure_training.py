@@ -6,6 +6,7 @@ Shape suffixes: B windows of a batch, L positions, D width, H heads, V bytes.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from onebit.nn import (
     replace_linear_with_pure1bit_linear,
 )
 from onebit.optim import LearningRate
+from onebit.optim.pure_rules import DQT, Bop, GradientBuffer, Rule, Shadow, ShadowSGD
 from onebit.quant import WeightQuantizer, quantize
 from pure import VALIDATION_BATCHES, Arm
 from quality_texts import SHAKESPEARE_TRAIN_SHARE, texts
@@ -31,6 +33,13 @@ CONTEXT, BATCH = 128, 8
 BETAS = (0.9, 0.98)
 HEADS = 4
 LAYERS = 4
+RULES: dict[str, Callable[[float], Rule]] = {
+    "shadow": lambda rate: Shadow(lr=rate, betas=BETAS),
+    "shadow_sgd": lambda rate: ShadowSGD(lr=rate),
+    "gradient_buffer": lambda rate: GradientBuffer(threshold=rate),
+    "bop": lambda rate: Bop(tau=rate),
+    "dqt": lambda rate: DQT(lr=rate, betas=BETAS),
+}
 # width, inner width of the MLP
 SIZES = {"0.7M": (128, 256), "3M": (256, 640)}
 
@@ -95,7 +104,7 @@ def run(job: Any, arm: Arm, data_dir: Path | None, work_dir: Path) -> dict[str, 
         "bpb_start": before,
         "zeros": zeros,
         "changed": changed,
-        "bytes_per_weight": bytes_per_weight(model, arm.method),
+        "bytes_per_weight": bytes_per_weight(model, optimizer),
     }
     if helper is not None:
         told["telemetry"] = helper.telemetry()
@@ -124,12 +133,16 @@ def start_of(job: Any, work_dir: Path, data_dir: Path | None) -> Decoder:
 
 def prepare(model: nn.Module, arm: Arm, lr: float) -> tuple[Any, Any]:
     """(optimizer, helper of pure training or None); the model is converted in place."""
-    if arm.method in ("int8", "int4", "none"):
-        replace_linear_with_pure1bit_linear(model, counter=arm.method)  # type: ignore[arg-type]
+    if arm.method not in ("float", "hybrid"):
+        rule = RULES[arm.method](arm.rate) if arm.method in RULES else None
+        # int8 counters keep what rounding loses of the latents, where a shadow begins.
+        counter = arm.method if rule is None else "int8" if arm.method.startswith("shadow") else "none"
+        replace_linear_with_pure1bit_linear(model, counter=counter)  # type: ignore[arg-type]
         return create_pure1bit_optimizer(
             model,
             lr,
-            eta=arm.rate,
+            eta=arm.rate if rule is None else None,
+            rule=rule,
             betas=BETAS,
             gradient_accumulation_steps=arm.microbatches,
             accumulation=arm.accumulation,  # type: ignore[arg-type]
@@ -216,14 +229,23 @@ def codes_of(model: nn.Module) -> list[Tensor]:
     return found
 
 
-def bytes_per_weight(model: nn.Module, method: str) -> float:
-    """Of the blocks' matrices: weights, gradients and optimizer as they are between and during steps, counted."""
-    if method in ("float", "hybrid"):
-        return 16.0  # float32: weight, gradient, two moments
+def bytes_per_weight(model: nn.Module, optimizer: torch.optim.Optimizer) -> float:
+    """Of the blocks' matrices: every tensor that is held for them, and the gradients of parameters during a step."""
     weights = list(pure_weights(model).values())
-    scales = [t for w in weights for t in w.parameters() for _ in range(4)]  # with gradient and two moments
-    held = sum(t.numel() * t.element_size() for t in [*scales, *(t for w in weights for t in w.buffers())])
-    return held / sum(w.shape.numel() for w in weights)
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and name.startswith("blocks")]
+    parameters = [p for weight in weights for p in weight.parameters()] if weights else matrices
+    held = [*parameters, *parameters, *(tensor for weight in weights for tensor in weight.buffers())]
+    held += [tensor for parameter in parameters for tensor in _tensors(optimizer.state[parameter])]
+    count = sum(thing.shape.numel() for thing in weights or matrices)
+    return sum(tensor.numel() * tensor.element_size() for tensor in held) / count
+
+
+def _tensors(state: Any) -> Iterator[Tensor]:
+    for value in state.values() if isinstance(state, dict) else [state]:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, dict):
+            yield from _tensors(value)
 
 
 def text_of(name: str, data_dir: Path | None) -> tuple[Tensor, Tensor]:
