@@ -121,7 +121,7 @@ def start_of(job: Any, work_dir: Path, data_dir: Path | None) -> Decoder:
     if not path.is_file():
         torch.manual_seed(1000)
         base = Decoder(job.size)
-        optimizer, _ = prepare(base, Arm("hybrid", 5e-3), 3e-3)
+        optimizer, _ = prepare(base, Arm("hybrid", 3e-3), 3e-3)
         train_N, validation_N = text_of("A", data_dir)
         told = train(base, optimizer, train_N, validation_N, job.base_steps, 1000, 1)
         print(f"base: {told['bpb']:.4f} bits per byte on its own text", flush=True)
@@ -168,6 +168,7 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     curve, flips, seconds = [], [], 0.0
     previous = codes_of(model)
+    quarters = {round(steps * quarter / 4) for quarter in range(1, 5)}
     for step in range(steps):
         began = time.process_time()
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
@@ -185,12 +186,12 @@ def train(
             flips.append(_share_of_flips(previous, now))
         if step % 10 == 8:
             previous = codes_of(model)
-        if (step + 1) % max(1, steps // 4) == 0:
+        if step + 1 in quarters:
             curve.append(bits_per_byte(model, validation_N))
             print(f"  step {step + 1}: {curve[-1]:.4f}", flush=True)
     half = max(1, len(flips) // 2)
     return {
-        "bpb": bits_per_byte(model, validation_N),
+        "bpb": curve[-1],
         "curve": curve,
         "flips_first_half": sum(flips[:half]) / half,
         "flips_second_half": sum(flips[half:]) / max(1, len(flips) - half),
