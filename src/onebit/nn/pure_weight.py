@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from onebit.errors import OnebitError
 from onebit.nn.pure_gradient_sum import BFloat16Sum, GradientSum, Int8Sum
 from onebit.nn.pure_kernels import kernels_for
+from onebit.nn.pure_sharding import Rows, RowSharded
 from onebit.nn.pure_storage import (
     pack_codes,
     pack_counters,
@@ -43,6 +44,7 @@ from onebit.nn.pure_storage import (
     unpack_counters,
 )
 from onebit.optim.pure_deposit import (
+    Factors,
     deposit_rule,
     moment_factors,
     row_chunks,
@@ -91,8 +93,11 @@ class Driver(Protocol):
         ...
 
 
-class PureWeight(nn.Module):
+class PureWeight(RowSharded):
     """Codes, counters and scale of one matrix [out_features, in_features]; all zeros until it is given something."""
+
+    DIVIDED = ("codes", "counters")
+    SHARED = "deposits"
 
     codes: Tensor
     counters: Tensor
@@ -117,6 +122,7 @@ class PureWeight(nn.Module):
     ) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
+        self.rows = Rows(out_features)
         self.spec, self.counter = spec, counter
         self.is_binary = spec.quantizer == "binary"
         width = packed_width(in_features, 1 if self.is_binary else 2)
@@ -174,6 +180,8 @@ class PureWeight(nn.Module):
                 f"expected {'binary' if self.is_binary else 'ternary'} codes {tuple(self.shape)} "
                 f"with scales {tuple(self.log_scale.shape)}"
             )
+        if self.rows.is_part:
+            raise OnebitError("the rows of this weight are divided over processes; give it codes before that")
         if not bool((scale > 0).all()):
             raise OnebitError("a scale is not positive; scales multiply the codes and carry no sign")
         self.codes.copy_(pack_codes(codes_OI.to(torch.int8), is_binary=self.is_binary))
@@ -186,11 +194,12 @@ class PureWeight(nn.Module):
         with torch.no_grad():
             scale = self.log_scale.float().exp()
             scale = scale.half() if self.spec.granularity == "per_group" else scale
-            return Quantized(unpack_codes(self.codes, self.in_features, is_binary=self.is_binary), scale, self.spec)
+            codes_OI = unpack_codes(self.rows.whole(self.codes), self.in_features, is_binary=self.is_binary)
+            return Quantized(codes_OI, scale, self.spec)
 
     def counts(self) -> Tensor:
         """The counters as int8 [O, I]."""
-        return unpack_counters(self.counters, self.in_features, self.counter)
+        return unpack_counters(self.rows.whole(self.counters), self.in_features, self.counter)
 
     # -- training ------------------------------------------------------------------------------------------------------
 
@@ -209,6 +218,7 @@ class PureWeight(nn.Module):
         if self.driver is None:
             return
         self.received += 1
+        g_OI = self.rows.reduced(g_OI)
         if self.driver.deposits_at_once(self):
             self.deposit(g_OI, self.driver.eta(self))
             return
@@ -228,9 +238,12 @@ class PureWeight(nn.Module):
 
     @torch.no_grad()
     def deposit(self, g_OI: Tensor, eta: Tensor) -> None:
-        """Add a gradient to the counters; of all processes that train together, who end with the same integers."""
+        """Add a gradient to the counters; of all processes that train together, who end with the same integers.
+
+        Where rows are divided, it is the sum of all processes' gradients already, this process's rows of it.
+        """
         assert self.driver is not None
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if not self.rows.is_part and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(g_OI)  # a sum serves as a mean would: counters do not depend on its size
             if self.driver.rule is not None:
                 g_OI = g_OI / dist.get_world_size()
@@ -238,17 +251,13 @@ class PureWeight(nn.Module):
             self.driver.rule.deposit(self.driver.rule_state(self), g_OI.float(), eta)
             return
         kernels = kernels_for(g_OI)
-        peak = g_OI.abs().amax().float()
         self.deposits += 1
-        moments, factors = update_moments(
-            (self.row_moments, self.column_moments),
-            kernels.square_sums(g_OI, peak, self.out_features),
-            peak,
-            self.deposits,
-        )
+        moments, factors = self._new_moments(g_OI, self.deposits)
         self.row_moments.copy_(moments[0])
         self.column_moments.copy_(moments[1])
-        mean_square = kernels.update_energy(g_OI, factors) / g_OI.numel()
+        factors = self.rows.own_factors(factors)
+        energy = self.rows.sum(kernels.update_energy(g_OI, factors))
+        mean_square = energy / (self.out_features * self.in_features)
         coefficient, power = deposit_rule(self.counter, eta, mean_square)
         kernels.deposit(
             self.counters,
@@ -260,6 +269,7 @@ class PureWeight(nn.Module):
             seed=self.driver.seed,
             tensor=self.tensor,
             step=self.deposits,
+            first_row=self.rows.first,
         )
 
     @torch.no_grad()
@@ -310,13 +320,18 @@ class PureWeight(nn.Module):
         assert self.driver is not None
         if self.driver.accumulation == "bfloat16":
             return BFloat16Sum()
-        moments, step = (self.row_moments, self.column_moments), self.deposits
-        peak = g_OI.abs().amax().float()
-        if step == 0:  # the first gradient tells its own sizes
-            step = step + 1
-            sums = kernels_for(g_OI).square_sums(g_OI, peak, self.out_features)
-            moments, _ = update_moments(moments, sums, peak, step)
-        return Int8Sum(moment_factors(moments, step, torch.isfinite(peak)))
+        if self.deposits == 0:  # the first gradient tells its own sizes
+            _, factors = self._new_moments(g_OI, self.deposits + 1)
+        else:
+            finite = torch.ones((), dtype=torch.bool, device=self.device)
+            factors = moment_factors((self.row_moments, self.column_moments), self.deposits, finite)
+        return Int8Sum(self.rows.own_factors(factors))
+
+    def _new_moments(self, g_OI: Tensor, step: Tensor) -> tuple[tuple[Tensor, Tensor], Factors]:
+        """As `update_moments`, of this gradient."""
+        peak = self.rows.largest(_peak(g_OI))
+        sums = self.rows.whole_sums(kernels_for(g_OI).square_sums(g_OI, peak, self.out_features))
+        return update_moments((self.row_moments, self.column_moments), sums, peak, step)
 
     def _parts(self) -> Iterator[slice]:
         return row_chunks(self.out_features, self.in_features, self.device)
@@ -347,6 +362,12 @@ _UNATTACHED: dict[str, Any] = {
 def attached_weight(handle: int) -> PureWeight | None:
     """The weight that an optimizer trains under this handle."""
     return _ATTACHED.get(handle)
+
+
+def _peak(g_OI: Tensor) -> Tensor:
+    """The largest |G|, float32 []; |G| itself would be a second gradient."""
+    least, most = g_OI.aminmax()
+    return torch.maximum(most, -least).float()
 
 
 def _centre(w_OI: Tensor, spec: WeightQuantizer) -> Tensor:
