@@ -16,16 +16,16 @@ demo:  ## train, export and run a ternary model in a few minutes; writes demo/re
 	@.venv/bin/onebit demo $(DEMO_ARGS)
 
 test:  ## the test suite (at most 10 minutes on 2 cores)
-	@tools/bootstrap.sh train,dev
+	@tools/bootstrap.sh train,search,dev
 	@echo "-- running the tests"
 	@$(WITH_TOOLS) $(PY) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 test-slow:  ## the long tests that `make test` leaves out
-	@tools/bootstrap.sh train,dev
+	@tools/bootstrap.sh train,search,dev
 	@$(WITH_TOOLS) $(PY) -m pytest -m slow $(PYTEST_ARGS)
 
 check:  ## ruff, mypy --strict, import arrows, stale docs pages
-	@tools/bootstrap.sh train,dev
+	@tools/bootstrap.sh train,search,dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
@@ -40,7 +40,7 @@ bench:  ## list the benchmarks; each is one script that writes benchmarks/result
 	    "$$($(PY) -c 'import ast,sys; print(ast.get_docstring(ast.parse(open(sys.argv[1]).read())).splitlines()[0])' $$script)"; done
 
 wheel:  ## build the wheel of this platform and try it in an empty environment
-	@tools/bootstrap.sh train,dev
+	@tools/bootstrap.sh train,search,dev
 	@echo "-- building the wheel"
 	@rm -rf dist && $(WITH_TOOLS) $(PY) -m build --wheel --no-isolation --outdir dist . >/dev/null
 	@$(PY) tools/try_wheel.py dist/*.whl

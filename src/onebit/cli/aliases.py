@@ -7,7 +7,7 @@ from typing import NoReturn
 
 from onebit.cli.main import run
 
-__all__ = ["chat", "export", "test_generate", "train"]
+__all__ = ["chat", "eval_config", "export", "search", "test_generate", "train"]
 
 
 def train() -> NoReturn:
@@ -28,3 +28,13 @@ def chat() -> NoReturn:
 def test_generate() -> NoReturn:
     """onebit-test-generate"""
     run(["generate", *sys.argv[1:]])
+
+
+def search() -> NoReturn:
+    """onebit-search"""
+    run(["search", *sys.argv[1:]])
+
+
+def eval_config() -> NoReturn:
+    """onebit-eval-config"""
+    run(["eval-config", *sys.argv[1:]])

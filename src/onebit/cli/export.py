@@ -44,6 +44,10 @@ def export(
             " not given.",
         ),
     ] = None,
+    bit_width_map: Annotated[
+        Path | None,
+        typer.Option("--bit-width-map", help="Levels of the matrices, as onebit search wrote them; its budget holds."),
+    ] = None,
     val_data: Annotated[
         str | None,
         typer.Option(
@@ -76,21 +80,24 @@ def export(
     from onebit.formats.export_text import what_stayed_behind
     from onebit.formats.onebit_file import write
     from onebit.formats.statistics import summarise
+    from onebit.models.bit_width_map import read_bit_width_map
 
     header = output.with_suffix(".h") if emit_c_header else None
     _check_output(output, header)
+    levels, max_bytes = (None, None) if bit_width_map is None else read_bit_width_map(bit_width_map)
     file = from_checkpoint(
         model_dir,
         pack_mode=pack_mode,
         layout=layout,
         embedding_level=embedding_level,
         head_activation=head_activation,
+        bit_width_map=levels,
         progress=ProgressLine("export", "tensors"),
     )
-    checkpoint = open_checkpoint(model_dir)
+    checkpoint = open_checkpoint(model_dir, bit_width_map=levels)
     file, cost = with_tables_cost(file, checkpoint, val_data, ProgressLine("measuring embedding and head", "windows"))
     with beside(output) as unproven:
-        write(unproven, file)
+        _check_budget(write(unproven, file), max_bytes)
         report = _verify(checkpoint, unproven, output) if verify else None
     header_bytes = None if header is None else write_c_header(header, file)
     summary, notes = summarise(file), what_stayed_behind(file)
@@ -129,6 +136,17 @@ def _check_output(output: Path, header: Path | None) -> None:
         )
     if not os.access(output.parent, os.W_OK):
         raise ConfigError(f"--output: the folder {output.parent} cannot be written to")
+
+
+def _check_budget(file_bytes: int, max_bytes: int | None) -> None:
+    """Hold the file to the budget of the search that chose its levels."""
+    from onebit.errors import ConfigError
+
+    if max_bytes is not None and file_bytes > max_bytes:
+        raise ConfigError(
+            f"--bit-width-map: the file would have {file_bytes:,} bytes, and the map was searched for at most"
+            f" {max_bytes:,}; it was another checkpoint, --pack-mode or --layout: search again"
+        )
 
 
 def _verify(checkpoint: Form, unproven: Path, output: Path) -> VerifyReport | None:

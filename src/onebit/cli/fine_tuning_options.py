@@ -108,6 +108,12 @@ class FineTuningOptions:
     tables: Annotated[
         bool, typer.Option("--tables", help="Quantise embedding and head like the layers.", rich_help_panel=_CONVERSION)
     ] = False
+    bit_width_map: Annotated[
+        Path | None,
+        typer.Option(
+            help="Levels of a model of onebit train, as onebit search wrote them.", rich_help_panel=_CONVERSION
+        ),
+    ] = None
     calibration_rows: Annotated[
         int, typer.Option(help="Rows to fit codes and scales to at the start.", rich_help_panel=_CONVERSION)
     ] = 0

@@ -43,6 +43,10 @@ def train(
     init_from: Annotated[
         Path | None, typer.Option(help="Start from this checkpoint's weights.", rich_help_panel=_MODEL)
     ] = None,
+    bit_width_map: Annotated[
+        Path | None,
+        typer.Option(help="Levels of the matrices, as onebit search wrote them.", rich_help_panel=_MODEL),
+    ] = None,
     tokenizer: Annotated[
         Path | None,
         typer.Option(help="tokenizer.json or a folder with one; else one is trained.", rich_help_panel=_DATA),

@@ -8,7 +8,7 @@ Shapes: T tokens, V vocabulary, L layers, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
@@ -196,11 +196,12 @@ def open_form(
     return TorchForm(cast("OneBitForCausalLM", source), type(source).__name__)
 
 
-def open_checkpoint(folder: Path, device: str = "cpu") -> TorchForm:
-    """A checkpoint folder run by torch, with the tokenizer beside it when there is one."""
+def open_checkpoint(folder: Path, device: str = "cpu", bit_width_map: Mapping[str, str] | None = None) -> TorchForm:
+    """A checkpoint folder run by torch, with the tokenizer beside it when there is one; `bit_width_map` as of
+    `load_model`."""
     from onebit.formats.checkpoint import load_model
 
-    model = load_model(folder, device)
+    model = load_model(folder, device, bit_width_map)
     tokenizer_file = folder / "tokenizer.json"
     tokenizer = None
     if tokenizer_file.is_file():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from onebit.formats.export import from_model
 from onebit.formats.export_tensors import check_choices
 from onebit.formats.onebit_file import OneBitFile
 
-__all__ = ["from_checkpoint", "load_model"]
+__all__ = ["from_checkpoint", "load_model", "texts_of"]
 
 _LARGE = 500_000_000  # bytes of weights: about two seconds from disk
 
@@ -25,35 +25,46 @@ def from_checkpoint(
     layout: str = "run",
     embedding_level: str | None = None,
     head_activation: str | None = None,
+    bit_width_map: Mapping[str, str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> OneBitFile:
     """Load a checkpoint folder (config.json, model.safetensors, tokenizer.json, ...) and export it as ``from_model``
-    does.
+    does; ``bit_width_map`` gives its matrices other levels first.
 
     Weights that are missing or left over are an error: transformers would fill them with random numbers.
     """
     check_choices(pack_mode, layout, embedding_level, head_activation)
     return from_model(
-        load_model(folder).eval(),
-        _read_text(folder / "tokenizer.json"),
+        load_model(folder, bit_width_map=bit_width_map).eval(),
         pack_mode=pack_mode,
         layout=layout,
         embedding_level=embedding_level,
         head_activation=head_activation,
-        chat_template=_template_of(folder),
-        manifest=_read_json(folder / "training_manifest.json"),
         progress=progress,
+        **texts_of(folder),
     )
 
 
-def load_model(folder: Path, device: str = "cpu") -> Any:
+def texts_of(folder: Path) -> dict[str, Any]:
+    """What lies beside the weights, by the names of ``from_model``'s arguments."""
+    return {
+        "tokenizer": _read_text(folder / "tokenizer.json"),
+        "chat_template": _template_of(folder),
+        "manifest": _read_json(folder / "training_manifest.json"),
+    }
+
+
+def load_model(folder: Path, device: str = "cpu", bit_width_map: Mapping[str, str] | None = None) -> Any:
     """The model of a checkpoint folder with every weight that its configuration needs: a OneBitForCausalLM, or the
-    model of transformers that `onebit sft` or `distill` converted, in float32."""
+    model of transformers that `onebit sft` or `distill` converted, in float32, at the levels of a map where one is
+    given."""
     if not (folder / "config.json").is_file():
         raise DataError(f"{folder}: no config.json in it; expected a checkpoint folder written by onebit train")
     try:
         from onebit.models import OneBitForCausalLM
+        from onebit.models.bit_width_map import apply_bit_width_map
         from onebit.models.devices import check_device
+        from onebit.models.pure_checkpoint import fill_with_codes, unreadable_codes, weights_of_codes
         from onebit.models.quiet import quiet_transformers
     except ImportError as error:
         raise MissingExtraError("train", "running a checkpoint") from error
@@ -63,7 +74,13 @@ def load_model(folder: Path, device: str = "cpu") -> Any:
     if _is_converted(folder):
         from onebit.models.converted import load_converted
 
-        return load_converted(folder, dtype="float32").to(device)
+        converted = load_converted(folder, dtype="float32")
+        if bit_width_map is not None:
+            apply_bit_width_map(converted, bit_width_map)
+        return converted.to(device)
+    codes = weights_of_codes(folder)
+    if codes and (_read_json(folder / "config.json") or {}).get("model_type") != "onebit":
+        raise DataError(unreadable_codes(folder))
     try:
         with quiet_transformers(keep_bar=not _loads_in_a_moment(folder)):
             # Sizes that differ are reported with the names, below, rather than as a table on the terminal.
@@ -74,13 +91,17 @@ def load_model(folder: Path, device: str = "cpu") -> Any:
         raise DataError(f"{folder}: the checkpoint cannot be loaded: {' '.join(str(error).split())}") from error
     model, loading = loaded
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if loading.get(what):
-            names = sorted(name if isinstance(name, str) else str(name[0]) for name in loading[what])
+        found = {name if isinstance(name, str) else str(name[0]) for name in loading.get(what) or ()}
+        # The weight of a layer that has codes is missing, and its codes are left over.
+        if names := sorted(name for name in found if not codes & {name, name.rpartition(".")[0]}):
             listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
             raise DataError(
                 f"{folder}: its config.json and model.safetensors do not belong together:"
                 f" {len(names)} {what.replace('_', ' ')} in the weights ({listed})"
             )
+    fill_with_codes(model, folder, codes)
+    if bit_width_map is not None:
+        apply_bit_width_map(model, bit_width_map)
     return model.to(device)
 
 

@@ -13,7 +13,7 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from onebit.errors import ConfigError, FormatError
 from onebit.formats.anatomy import Part, describe_transformers, is_own, parts_of
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from onebit.models import OneBitConfig, OneBitForCausalLM
 
-__all__ = ["describe", "from_model"]
+__all__ = ["config_json", "describe", "from_model", "shell_of"]
 
 
 def from_model(
@@ -52,11 +52,11 @@ def from_model(
     ternary ones; None takes what the model is. Matrices that ``bit_width_map`` gives another level are stored at that
     level, and so are embedding and head of a model that was converted with ``tables``. Embeddings and head trained as
     floats are stored at ``embedding_level`` (int8 unless given). The head's inputs are rounded to ``head_activation``:
-    int8 unless given, when its weights are int8 or int4; as in training, when they are binary or ternary.
+    int8 unless given, when its weights are floats stored as int8 or int4; as in training, when they were quantised.
     """
-    config: Any = model.config
     choices = check_choices(pack_mode, layout, embedding_level, head_activation)
-    description = describe(config) if is_own(model) else _describe_other(model)
+    shell = shell_of(model, tokenizer, chat_template=chat_template, manifest=manifest)
+    description = shell.description
     if description.tied_head:
         choices = replace(choices, head=Kind.TOKEN_EMBEDDING)
     plans, parts = list(description.plan()), parts_of(model, description)
@@ -73,18 +73,29 @@ def from_model(
                 rotations |= rotation_at(plan, parts[plan.name.removesuffix(".weight")].module.rotation)
         if progress is not None:
             progress(index + 1, len(plans))
+    return replace(shell, tensors=tensors, rotations=rotations)
+
+
+def shell_of(
+    model: OneBitForCausalLM | PreTrainedModel,
+    tokenizer: Any = None,
+    *,
+    chat_template: str | None = None,
+    manifest: dict[str, Any] | None = None,
+) -> OneBitFile:
+    """The file of a model without its tensors; arguments as of `from_model`."""
+    description = describe(cast(Any, model.config)) if is_own(model) else _describe_other(model)
     tokenizer_json = json_of(tokenizer)
     template = chat_template or getattr(tokenizer, "chat_template", None)
     return OneBitFile(
         description=description,
-        tensors=tensors,
-        config=_config_json(config),
+        tensors={},
+        config=config_json(model.config),
         tokenizer_json=tokenizer_json,
         tokenizer_binary=binary_of(tokenizer_json, description),
         chat_template=template,
         chat_strings=chat_strings_of(template, tokenizer_json, description),
         manifest=manifest,
-        rotations=rotations,
     )
 
 
@@ -173,7 +184,7 @@ def _check_pack_mode(pack_mode: str | None, plans: list[TensorPlan], parts: dict
         )
 
 
-def _config_json(config: Any) -> dict[str, Any]:
+def config_json(config: Any) -> dict[str, Any]:
     """The configuration as it is saved, without what transformers notes about the machine it was loaded on."""
     values: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
     dropped = ("_name_or_path", "transformers_version", "name_or_path")

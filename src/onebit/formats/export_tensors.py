@@ -7,15 +7,18 @@ own methods are enough here too.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from onebit.errors import ConfigError, nearest_name
 from onebit.formats.anatomy import Part
 from onebit.formats.description import TensorPlan
-from onebit.formats.layout import RUN_LAYOUT, Activation, Granularity, Kind, Layout
+from onebit.formats.layout import RUN_LAYOUT, Activation, Geometry, Granularity, Kind, Layout
 from onebit.formats.stored_tensor import StoredTensor
+
+if TYPE_CHECKING:
+    from onebit.quant import WeightQuantizer
 
 __all__ = [
     "EMBEDDING_LEVELS",
@@ -24,6 +27,8 @@ __all__ = [
     "PACK_MODES",
     "Choices",
     "check_choices",
+    "geometry_of",
+    "is_matrix",
     "tensor_of",
 ]
 
@@ -33,6 +38,7 @@ EMBEDDING_LEVELS = ("float32", "float16", "int8", "int4")
 HEAD_ACTIVATIONS = ("int8", "none")
 
 _TABLES = (Kind.TOKEN_EMBEDDING, Kind.HEAD)
+_MATRICES = (*_TABLES, Kind.Q, Kind.K, Kind.V, Kind.O, Kind.GATE, Kind.UP, Kind.DOWN)
 _TERNARY = ("absmean", "threshold", "sparsity")
 # Codes before codes make an integer product; rounding the inputs of a float product would gain nothing.
 _HEAD_ACTIVATION = {"int8": "int8", "int4": "int8"}
@@ -45,11 +51,9 @@ class Choices:
     ternary: Layout
     run: bool
     embedding: str | None  # None: int8 unless the model was trained at another level
-    head_activation: str | None  # None: int8 before int8 and int4, none before floats
+    head_activation: str | None  # None: as in training; int8 before floats that are stored as int8 or int4
     head: Kind = Kind.HEAD  # where the head's weights lie: a tied head is the token embedding
-    head_inputs: str = (
-        "none"  # what the head rounded its inputs to in training; kept where it has codes of 1 or 1.58 bits
-    )
+    head_inputs: str = "none"  # what the head rounded its inputs to in training; kept where its weights were quantised
 
 
 def check_choices(
@@ -81,10 +85,25 @@ def tensor_of(plan: TensorPlan, parts: dict[str, Part], choices: Choices) -> Sto
         raise ConfigError(
             f"{plan.name} has shape {tuple(value.shape)}, expected {(plan.rows, plan.cols)} by the config"
         )
-    if parameter == "bias" or len(value.shape) == 1 or plan.kind is Kind.POSITION_EMBEDDING:
+    if not is_matrix(plan):
         return StoredTensor.from_values(plan.name, plan.kind, plan.layer, _floats(value))
     matrix = _matrix(plan, part, choices)
     return matrix if getattr(part.module, "rotation", None) is None else replace(matrix, turned=True)
+
+
+def is_matrix(plan: TensorPlan) -> bool:
+    """Whether the tensor has a level: projections, embedding and head do, all else is stored as float32."""
+    return plan.kind in _MATRICES
+
+
+def geometry_of(rows: int, cols: int, spec: WeightQuantizer, choices: Choices) -> Geometry:
+    """How a matrix that is read through ``spec`` is stored."""
+    if spec.is_float16:
+        return Geometry(rows, cols, Layout.FLOAT16)
+    layout = choices.ternary if spec.quantizer in _TERNARY else Layout[spec.quantizer.upper()]
+    if choices.run:
+        layout = RUN_LAYOUT.get(layout, layout)
+    return Geometry(rows, cols, layout, Granularity[spec.granularity.upper()], spec.group_size or 0)
 
 
 def _matrix(plan: TensorPlan, part: Part, choices: Choices) -> StoredTensor:
@@ -96,7 +115,7 @@ def _matrix(plan: TensorPlan, part: Part, choices: Choices) -> StoredTensor:
     level = spec.quantizer if spec is not None else (choices.embedding or "int8") if is_table else "float32"
     activation = Activation[getattr(module, "activation_quantizer", "none").upper()]
     if plan.kind is choices.head:
-        trained = choices.head_inputs if level in (*_TERNARY, "binary") else _HEAD_ACTIVATION.get(level, "none")
+        trained = choices.head_inputs if spec is not None else _HEAD_ACTIVATION.get(level, "none")
         activation = Activation[(choices.head_activation or trained).upper()]
     if spec is None:
         return _float_matrix(plan, part.value("weight"), level, activation)
@@ -132,19 +151,16 @@ def _with_activation(tensor: StoredTensor, activation: Activation) -> StoredTens
 
 
 def _coded(plan: TensorPlan, quantized: Any, choices: Choices, activation: Activation) -> StoredTensor:
-    spec = quantized.spec
-    layout = choices.ternary if spec.quantizer in _TERNARY else Layout[spec.quantizer.upper()]
-    if choices.run:
-        layout = RUN_LAYOUT.get(layout, layout)
+    geometry = geometry_of(plan.rows, plan.cols, quantized.spec, choices)
     return StoredTensor.from_codes(
         plan.name,
         plan.kind,
         plan.layer,
         quantized.codes_OI.detach().cpu().numpy(),
         quantized.scale.detach().cpu().numpy(),
-        layout,
-        Granularity[spec.granularity.upper()],
-        spec.group_size or 0,
+        geometry.layout,
+        geometry.granularity,
+        geometry.group_size,
         activation,
     )
 

@@ -261,6 +261,11 @@ class Geometry:
         """Bytes of the scales."""
         return math.prod(self.scale_shape) * (2 if self.scale_type is ScaleType.FLOAT16 else 4)
 
+    @property
+    def file_bytes(self) -> int:
+        """Bytes that the tensor takes in a file, data and scales each aligned."""
+        return align(self.data_bytes) + align(self.scale_bytes)
+
 
 _ANY = (Granularity.PER_TENSOR, Granularity.PER_ROW, Granularity.PER_GROUP)
 _GRANULARITIES: dict[Layout, tuple[Granularity, ...]] = {

@@ -29,7 +29,7 @@ from onebit.formats.stored_tensor import TensorSource
 if TYPE_CHECKING:
     from onebit.formats.onebit_file import OneBitFile
 
-__all__ = ["stream_file", "write_file"]
+__all__ = ["json_bytes", "meta_bytes", "stream_file", "write_file"]
 
 
 def write_file(path: Path, file: OneBitFile) -> int:
@@ -62,18 +62,25 @@ def stream_file(
     return total
 
 
+def meta_bytes(file: OneBitFile, num_tensors: int) -> int:
+    """Bytes before the tensors, not yet aligned to 64; only the texts of ``file`` count."""
+    sections = _sections(file).values()
+    payloads = sum(align(len(payload), 8) for _, payload in sections)
+    return HEADER_BYTES + SECTION_BYTES * len(sections) + TENSOR_BYTES * num_tensors + payloads
+
+
 def _sections(file: OneBitFile) -> dict[str, tuple[int, bytes]]:
     """id -> (flags, payload), in file order."""
     found: dict[str, tuple[int, bytes]] = {"MODEL": (REQUIRED, file.description.to_bytes())}
     if file.rotations:
         found["HADAMARD"] = (REQUIRED, rotations_to_bytes(file.rotations))
     optional = {
-        "CONFIG": _json(file.config),
+        "CONFIG": json_bytes(file.config) if file.config is not None else None,
         "TOKJSON": file.tokenizer_json.encode() if file.tokenizer_json is not None else None,
         "TOKBIN": file.tokenizer_binary,
         "CHATTPL": file.chat_template.encode() if file.chat_template is not None else None,
         "CHATSTR": file.chat_strings.to_bytes() if file.chat_strings is not None else None,
-        "MANIFEST": _json(file.manifest),
+        "MANIFEST": json_bytes(file.manifest) if file.manifest is not None else None,
         **file.other_sections,
     }
     found |= {name: (0, payload) for name, payload in optional.items() if payload is not None}
@@ -83,9 +90,8 @@ def _sections(file: OneBitFile) -> dict[str, tuple[int, bytes]]:
     return found
 
 
-def _json(value: object) -> bytes | None:
-    if value is None:
-        return None
+def json_bytes(value: object) -> bytes:
+    """JSON as the sections hold it."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":")).encode()
 
 

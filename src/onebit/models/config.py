@@ -199,10 +199,13 @@ class OneBitConfig(PretrainedConfig):
         return WeightQuantizer.for_level(cast(Any, level))
 
     def activation_quantizer_of(self, module_name: str) -> ActivationQuantizer:
-        """Activations are quantised in front of integer weights only, and never for the head."""
+        """Activations are quantised in front of integer weights only; for the head, before int8 and int4 alone."""
         spec = self.weight_quantizer(module_name)
-        if module_name == "lm_head" or spec is None or spec.is_float16:
+        if spec is None or spec.is_float16:
             return "none"
+        if module_name == "lm_head":  # as a file has it: codes before codes make an integer product
+            is_integer = spec.quantizer in ("int8", "int4") and self.activation_quantizer != "none"
+            return "int8" if is_integer else "none"
         return cast(ActivationQuantizer, self.activation_quantizer)
 
     def _ternary_default(self) -> str:

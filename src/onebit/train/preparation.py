@@ -19,6 +19,7 @@ from transformers import TrainingArguments
 from onebit.data import PreparedData, TextTokenizer, load_tokenizer, open_split, prepare, tokenizer_for
 from onebit.errors import ConfigError, OnebitError
 from onebit.models import OneBitConfig, OneBitForCausalLM
+from onebit.models.bit_width_map import read_bit_width_map
 from onebit.train.settings import TrainSettings
 
 __all__ = ["fit_vocabulary", "make_model", "open_everything", "read_config"]
@@ -66,7 +67,18 @@ def open_everything(
 
 
 def read_config(settings: TrainSettings) -> OneBitConfig:
-    """The model's configuration, from a file, an object, a checkpoint or a preset, with the overrides put in."""
+    """The model's configuration, from a file, an object, a checkpoint or a preset, with the overrides put in, and the
+    bit-width map where one is given."""
+    config = _config_of_model(settings)
+    levels = settings.bit_width_map
+    if levels is None:
+        return config
+    if not isinstance(levels, dict):
+        levels = read_bit_width_map(Path(levels)).levels
+    return OneBitConfig.from_dict({**config.to_dict(), "bit_width_map": levels})
+
+
+def _config_of_model(settings: TrainSettings) -> OneBitConfig:
     if settings.init_from is not None:
         return OneBitConfig.from_json_file(settings.init_from / "config.json")
     if settings.config is None:

@@ -29,8 +29,9 @@ class TrainSettings:
     """One run. `data` and `output_dir` are needed, all else has a default that trains.
 
     The model comes from one of `config` (a config.json or an OneBitConfig) and `preset` (bitnet when neither is given),
-    with the fields in `overrides` replaced; or from a checkpoint folder, `init_from`. The tokenizer is the one given,
-    else one is trained on the data.
+    with the fields in `overrides` replaced; or from a checkpoint folder, `init_from`. `bit_width_map` replaces the map
+    of either: {module: level}, or a file of `onebit search`. The tokenizer is the one given, else one is trained on the
+    data.
 
     Raises:
         ConfigError: a value that cannot work, named as the flag is.
@@ -42,6 +43,7 @@ class TrainSettings:
     preset: str | None = None
     overrides: dict[str, Any] = field(default_factory=dict)
     init_from: Path | None = None
+    bit_width_map: Any = None
     tokenizer: Path | None = None
     vocab_size: int | None = None
     val_data: str | None = None

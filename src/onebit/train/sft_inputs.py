@@ -14,6 +14,7 @@ from transformers import set_seed
 
 from onebit.data.instructions import Rows, is_conversation, open_rows
 from onebit.errors import ConfigError, DataError
+from onebit.models.bit_width_map import apply_bit_width_map, read_bit_width_map
 from onebit.models.converted import Conversion, convert_model, load_converted, recorded_conversion
 from onebit.models.pretrained import describe_model, load_causal_lm, load_tokenizer_of
 from onebit.nn import Schedule
@@ -70,7 +71,12 @@ def prepare_model(settings: SftSettings, rows: Rows, tokenizer: Any, device: tor
     if config.model_type == "onebit":
         if any(value is not None for value in settings.conversion.values()):
             raise ConfigError(f"'{name}' was made by onebit train, quantised already; leave the conversion flags out")
-        return load_causal_lm(name, config, dtype=settings.dtype)
+        return _with_levels(load_causal_lm(name, config, dtype=settings.dtype), settings)
+    if settings.bit_width_map is not None:
+        raise ConfigError(
+            f"--bit-width-map gives levels to a model that onebit train made, and '{name}' is a {config.model_type}; "
+            "leave it out"
+        )
     conversion = Conversion.of(config, **settings.conversion)
     # Adapters are trained over what is ternary already, and codes cannot be warmed up.
     is_soft = settings.lambda_warmup_frac > 0 and not settings.use_peft and not settings.pure
@@ -87,6 +93,16 @@ def prepare_model(settings: SftSettings, rows: Rows, tokenizer: Any, device: tor
     samples = [ids_BL.to(device) for ids_BL in _batches(rows, tokenizer, count)] if count else None
     calibrated = settings.calibration_rows > 0
     return convert_model(model.to(device), conversion, schedule=schedule, samples=samples, calibrated=calibrated)
+
+
+def _with_levels(model: Any, settings: SftSettings) -> Any:
+    """The model at the levels of the map, where one is given."""
+    levels = settings.bit_width_map
+    if levels is not None:
+        if not isinstance(levels, dict):
+            levels = read_bit_width_map(Path(levels)).levels
+        apply_bit_width_map(model, levels)
+    return model
 
 
 def _batches(rows: Rows, tokenizer: Any, count: int) -> list[Tensor]:

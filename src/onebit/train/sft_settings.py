@@ -53,7 +53,8 @@ class SftSettings:
     model_name_or_path: a folder or a cached model; float, latents (`prequantized`), one that was converted, or one that
     `onebit train` made. dataset_name: a .jsonl, .parquet or .txt file, a folder of them, `stdlib`, or the name of a
     data set. quantizer to tables: as `replace_linear_with_bitlinear`; None is the model's recorded conversion,
-    else absmean in groups of 128, or per tensor for latents of BitNet models. calibration_rows: so many rows choose
+    else absmean in groups of 128, or per tensor for latents of BitNet models. bit_width_map: levels of a model that
+    `onebit train` made, {module: level} or a file of `onebit search`. calibration_rows: so many rows choose
     codes and scales at the start, instead of rounding. use_peft: train adapters over the frozen ternary model and merge
     them at the end (`lora`); lora_*: as there. pure: train codes and counters instead of latents (`pure_sft`), without
     a warm-up; pure_counter, pure_eta: as `create_pure1bit_optimizer`; pure_flip_budget: as `eta_from_flip_budget`, with
@@ -83,6 +84,7 @@ class SftSettings:
     rmsnorm_post_attn: bool = False
     hadamard_block: int | None = None
     tables: bool = False
+    bit_width_map: Any = None
     calibration_rows: int = 0
     use_peft: bool = False
     lora_r: int = 16
