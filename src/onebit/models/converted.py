@@ -18,7 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from onebit.errors import ConfigError, DataError, nearest_name
-from onebit.models.pretrained import describe_model, load_causal_lm, read_tensors
+from onebit.models.pretrained import describe_model, load_causal_lm
+from onebit.models.pure_checkpoint import fill_with_codes, unreadable_codes, weights_of_codes
+from onebit.models.weight_files import read_tensors
 from onebit.nn import BitEmbedding, BitLinear, Schedule, replace_linear_with_bitlinear
 from onebit.nn.attached_norms import attach_post_attention_norms, attach_sub_norms, attached_norms, fit_norms
 from onebit.nn.hadamard import HadamardRotation, block_size_for
@@ -133,19 +135,23 @@ def convert_model(
 def load_converted(folder: Path | str, *, schedule: Schedule | None = None, dtype: str = "auto") -> Any:
     """The model of a folder that `onebit sft` or `distill` wrote, with its BitLinears, ready to evaluate or train on.
 
-    dtype: "auto" is that of the weights. Raises DataError when the folder holds no converted model.
+    dtype: "auto" is that of the weights. The codes of a checkpoint of `sft --pure` become latents that round to them.
+    Raises DataError when the folder holds no converted model.
     """
     path = Path(folder)
     config = describe_model(str(path))
-    conversion = recorded_conversion(config)
+    conversion, codes = recorded_conversion(config), weights_of_codes(path)
+    if conversion is None and codes:
+        raise DataError(unreadable_codes(path))
     if conversion is None:
         raise DataError(
             f"'{path}': its config.json has no '{CONVERSION_FIELD}', so it is not a model that onebit converted; "
             "load it with transformers and call onebit.nn.replace_linear_with_bitlinear"
         )
-    model = load_causal_lm(str(path), config, dtype=dtype)
+    model = load_causal_lm(str(path), config, dtype=dtype, codes_follow=True)
     # Rotated latents are stored as they are: turning them again would undo it.
     convert_model(model, replace(conversion, hadamard_block=None), schedule=schedule)
+    fill_with_codes(model, path, codes)
     _complete(model, conversion, path)
     return model
 

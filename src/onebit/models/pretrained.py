@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from onebit.errors import ConfigError, DataError, nearest_name
+from onebit.models.pure_checkpoint import fill_with_codes, unreadable_codes, weights_of_codes
 from onebit.models.quiet import quiet_transformers
 
-__all__ = ["DTYPES", "describe_model", "load_causal_lm", "load_tokenizer_of", "read_tensors"]
+__all__ = ["DTYPES", "describe_model", "load_causal_lm", "load_tokenizer_of"]
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -37,18 +36,32 @@ def describe_model(name: str, *, revision: str | None = None, allow_download: bo
 
 
 def load_causal_lm(
-    name: str, config: Any, *, revision: str | None = None, dtype: str = "float32", allow_download: bool = False
+    name: str,
+    config: Any,
+    *,
+    revision: str | None = None,
+    dtype: str = "float32",
+    allow_download: bool = False,
+    codes_follow: bool = False,
 ) -> Any:
     """The causal language model of a configuration that `describe_model` gave, its latents as plain linear layers.
 
+    A checkpoint of pure training holds codes: with `codes_follow` the caller fills them in (`fill_with_codes`) when the
+    layers are converted; in models of `onebit train` they are filled in here.
+
     Raises:
-        ConfigError: an unknown dtype. DataError: weights are missing, damaged or of other shapes.
+        ConfigError: an unknown dtype. DataError: weights are missing, damaged or of other shapes, or are codes and
+            nothing says how they are read.
     """
     if dtype not in DTYPES:
         raise ConfigError(f"--dtype is '{dtype}'; it must be one of {', '.join(DTYPES)}{nearest_name(dtype, DTYPES)}")
     if getattr(config, "quantization_config", None) is not None:
         # Latents of a model that quantises itself: plain linear layers, for ours to replace.
         del config.quantization_config
+    folder = Path(name).expanduser()
+    codes = weights_of_codes(folder)
+    if codes and not (codes_follow or config.model_type == "onebit"):
+        raise DataError(unreadable_codes(name))
     model, loading = _fetch(
         AutoModelForCausalLM,
         name,
@@ -61,12 +74,14 @@ def load_causal_lm(
         ignore_mismatched_sizes=True,
     )
     for what in ("missing_keys", "mismatched_keys"):
-        if loading.get(what):
-            names = sorted(key if isinstance(key, str) else str(key[0]) for key in loading[what])
+        found = {key if isinstance(key, str) else str(key[0]) for key in loading.get(what) or ()}
+        if names := sorted(found - codes):
             raise DataError(
                 f"'{name}': its weights do not fit its config.json: {len(names)} {what.replace('_', ' ')} "
                 f"({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
             )
+    if not codes_follow:
+        fill_with_codes(model, folder, codes)
     return model
 
 
@@ -77,17 +92,6 @@ def load_tokenizer_of(name: str, *, revision: str | None = None, allow_download:
         DataError: there is none.
     """
     return _fetch(AutoTokenizer, name, revision, allow_download, "tokenizer")
-
-
-def read_tensors(folder: Path, names: Collection[str]) -> dict[str, Tensor]:
-    """Those of the named tensors that the safetensors files of a folder hold."""
-    from safetensors import safe_open
-
-    found: dict[str, Tensor] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, "pt") as file:
-            found |= {key: file.get_tensor(key) for key in file.keys() if key in names}  # noqa: SIM118
-    return found
 
 
 def _fetch(kind: Any, name: str, revision: str | None, allow_download: bool, what: str, **more: Any) -> Any:
