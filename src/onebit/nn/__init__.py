@@ -17,6 +17,7 @@ from onebit.nn.pure_training import (
     create_pure1bit_optimizer,
     pure1bit_training_step,
     pure_weights,
+    shard_pure_weights,
 )
 from onebit.nn.pure_weight import PureWeight
 from onebit.nn.schedule import Schedule
@@ -41,4 +42,5 @@ __all__ = [
     "replace_linear_with_bitnet_linear",
     "replace_linear_with_pure1bit_linear",
     "replace_pure1bit_linear_with_bitlinear",
+    "shard_pure_weights",
 ]

@@ -114,6 +114,7 @@ class Pure1BitLinear(nn.Module):
             w.spec.group_size or 0,
             w.is_binary,
             w.handle,
+            w.out_features if w.rows.is_part else 0,
             dtype,
         )
         return y_TO if self.bias is None else y_TO + self.bias.to(dtype)

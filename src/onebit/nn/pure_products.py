@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from onebit.nn.pure_kernels import kernels_for
+from onebit.nn.pure_sharding import gather_rows
 from onebit.nn.pure_weight import attached_weight
 
 __all__ = ["OPERATORS", "PureProduct"]
@@ -38,12 +39,17 @@ class PureProduct(torch.autograd.Function):
         group_size: int,
         is_binary: bool,
         handle: int,
+        rows: int,
         dtype: torch.dtype,
     ) -> Tensor:
-        """[T, O] in `dtype`. x_TI only receives a gradient; x_codes_TI: int8, or floats where x_scale_T1 is None."""
-        ctx.cols, ctx.group_size, ctx.is_binary, ctx.handle = cols, group_size, is_binary, handle
+        """[T, O] in `dtype`. x_TI only receives a gradient; x_codes_TI: int8, or floats where x_scale_T1 is None.
+
+        rows: O, where packed_OB holds this process's rows of so many; else 0.
+        """
+        ctx.cols, ctx.group_size, ctx.is_binary, ctx.handle, ctx.rows = cols, group_size, is_binary, handle, rows
         ctx.dtype, ctx.x_dtype = dtype, x_TI.dtype
         ctx.save_for_backward(log_scale, packed_OB, x_codes_TI, x_scale_T1)
+        packed_OB = _whole(packed_OB, rows)
         scale = _scale(log_scale)
         if dtype == torch.float16 and x_scale_T1 is not None:
             # Sums of int8 codes can pass float16's 65504; a power of two moves them into range without rounding.
@@ -60,6 +66,7 @@ class PureProduct(torch.autograd.Function):
     def backward(ctx: Any, grad_TO: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x_TI and log_scale."""
         log_scale, packed_OB, x_codes_TI, x_scale_T1 = ctx.saved_tensors
+        packed_OB = _whole(packed_OB, ctx.rows)
         grad_x = grad_scale = None
         if ctx.handle or ctx.needs_input_grad[1]:
             g_TO = grad_TO if x_scale_T1 is None else grad_TO * x_scale_T1
@@ -82,7 +89,7 @@ class PureProduct(torch.autograd.Function):
                 grad_x = torch.ops.onebit.pure_input_gradient(g_TO, packed_OB, ctx.cols, ctx.is_binary)
                 grad_x = grad_x if scale.ndim else grad_x.mul_(scale)
             grad_x = grad_x.to(ctx.x_dtype)
-        return grad_x, grad_scale, None, None, None, None, None, None, None, None
+        return grad_x, grad_scale, None, None, None, None, None, None, None, None, None
 
 
 def _unpack(packed_OB: Tensor, cols: int, dtype: torch.dtype, is_binary: bool) -> Tensor:
@@ -117,6 +124,7 @@ def _weight_gradient(
 # torch.library.custom_op would say this in one decorator, and import the whole compiler at the first call.
 _LIBRARY = torch.library.Library("onebit", "DEF")
 _SCHEMAS: dict[str, tuple[str, Callable[..., Tensor]]] = {
+    "pure_gather": ("(Tensor own, SymInt rows) -> Tensor", gather_rows),
     "pure_unpack": ("(Tensor packed, SymInt cols, ScalarType dtype, bool is_binary) -> Tensor", _unpack),
     "pure_forward_product": (
         "(Tensor x, Tensor packed, ScalarType dtype, bool is_binary) -> Tensor",
@@ -139,6 +147,11 @@ OPERATORS: dict[Any, Callable[..., Tensor]] = {
 """The operators, and what each does, for whoever must see inside."""
 
 
+@torch.library.register_fake("onebit::pure_gather")  # type: ignore[untyped-decorator]
+def _(own_HB: Tensor, rows: int) -> Tensor:
+    return own_HB.new_empty(rows, own_HB.shape[1])
+
+
 @torch.library.register_fake("onebit::pure_unpack")  # type: ignore[untyped-decorator]
 def _(packed_OB: Tensor, cols: int, dtype: torch.dtype, is_binary: bool) -> Tensor:
     return packed_OB.new_empty(packed_OB.shape[0], cols, dtype=dtype)
@@ -159,6 +172,12 @@ def _(
     g_TO: Tensor, x_TI: Tensor, packed_OB: Tensor, log_scale: Tensor, group_size: int, is_binary: bool, handle: int
 ) -> Tensor:
     return torch.empty_like(log_scale)
+
+
+def _whole(packed_OB: Tensor, rows: int) -> Tensor:
+    """The codes of all rows, where packed_OB holds this process's."""
+    whole_OB: Tensor = torch.ops.onebit.pure_gather(packed_OB, rows) if rows else packed_OB
+    return whole_OB
 
 
 def _scale(log_scale: Tensor) -> Tensor:

@@ -15,15 +15,22 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from onebit.errors import OnebitError
+from onebit.errors import ConfigError, OnebitError
 from onebit.nn.pure_weight import PureWeight
 from onebit.optim import decaying_parameter_names
 from onebit.optim.pure1bit_optimizer import DEFAULT_ACCUMULATION, Accumulation, Pure1BitOptimizer
 from onebit.optim.pure_rules import Rule
 
-__all__ = ["Pure1BitTrainingHelper", "create_pure1bit_optimizer", "pure1bit_training_step", "pure_weights"]
+__all__ = [
+    "Pure1BitTrainingHelper",
+    "create_pure1bit_optimizer",
+    "pure1bit_training_step",
+    "pure_weights",
+    "shard_pure_weights",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -31,6 +38,27 @@ _log = logging.getLogger(__name__)
 def pure_weights(model: nn.Module) -> dict[str, PureWeight]:
     """Every matrix of codes by its dotted name, a shared one once."""
     return {name: module for name, module in model.named_modules() if isinstance(module, PureWeight)}
+
+
+def shard_pure_weights(model: nn.Module) -> nn.Module:
+    """Divide codes and counters of every matrix by rows over the processes, in place, and return the same model.
+
+    A forward pass collects the packed codes of a layer and drops them, a backward pass does so again and leaves each
+    process the gradient of its own rows: 1.25 bytes a weight become 1.25 over the number of processes. Everything else
+    stays whole in every process, for DDP or another wrapper. Codes and counters become those of one process with the
+    same gradients, bit for bit. A state_dict is that of one process, whatever the number.
+
+    Call it in every process, with the same model, before `create_pure1bit_optimizer`; then all processes have to run
+    the model, ask for its state_dict, telemetry or latents together. Nothing to do with one process. Raises OnebitError
+    where an optimizer trains the codes already.
+    """
+    weights = pure_weights(model).values()
+    if any(weight.handle for weight in weights):
+        raise OnebitError("an optimizer trains this model's codes already; call shard_pure_weights before it is made")
+    if dist.is_available() and dist.is_initialized():
+        for weight in weights:
+            weight.shard()
+    return model
 
 
 def create_pure1bit_optimizer(
@@ -63,6 +91,8 @@ def create_pure1bit_optimizer(
         )
     if any(weight.handle for weight in weights.values()):
         raise OnebitError("another optimizer trains this model's codes already; call cleanup() of its helper first")
+    if rule is not None and any(weight.rows.is_part for weight in weights.values()):
+        raise ConfigError(f'the rule "{rule.name}" keeps floats of whole matrices; leave out shard_pure_weights')
     scales = {id(weight.log_scale) for weight in weights.values()}
     decaying = set(decaying_parameter_names(model))
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad and id(p) not in scales]
@@ -121,7 +151,7 @@ class Pure1BitTrainingHelper:
         for weight in self.optimizer.weights:
             counts, codes = weight.counts(), weight.quantized().codes_OI
             count += codes.numel()
-            flips += 0.0 if weight.moves is None else float(weight.moves)
+            flips += 0.0 if weight.moves is None else float(weight.rows.sum(weight.moves))
             zeros += float((codes == 0).sum())
             fill += float(counts.abs().sum(dtype=torch.int64)) / weight.counter.threshold
             saturated += float((counts.abs() == weight.counter.bound).sum())
