@@ -55,9 +55,17 @@ class Part:
         value = getattr(self.module, parameter, None)
         if value is None:
             return None
-        if parameter == "weight" and type(self.module).__name__ == "Conv1D":
+        if hasattr(value, "quantized"):  # codes and counters of pure training
+            value = value.quantized().codes_OI
+        elif parameter == "weight" and type(self.module).__name__ == "Conv1D":
             value = value.t()
         return value if self.rows is None else value[self.rows]
+
+    @property
+    def weight_quantizer(self) -> Any:
+        """What the weight is read through, or whose codes it is made of in pure training; None for floats."""
+        spec = getattr(self.module, "weight_quantizer", None)
+        return getattr(getattr(self.module, "weight", None), "spec", None) if spec is None else spec
 
     def quantized(self) -> Any:
         """Codes and scales of these rows, as the whole matrix has them."""

@@ -44,8 +44,8 @@ def from_model(
     manifest: dict[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> OneBitFile:
-    """Everything of a model as a OneBitFile: one of ours, or one of transformers with BitLinears (`load_converted`) of
-    the families in `anatomy.FAMILIES`.
+    """Everything of a model as a OneBitFile: one of ours, or one of transformers with BitLinears (`load_converted`) or
+    Pure1BitLinears of the families in `anatomy.FAMILIES`.
 
     ``tokenizer``: a ``tokenizers.Tokenizer``, a fast transformers tokenizer, the JSON text, or None. ``pack_mode``
     says how ternary matrices are packed (``ternary`` 2 bits, ``ternary5`` 1.6 bits); ``binary`` is for models without
@@ -152,8 +152,10 @@ def _refuse_unknown_parameters(model: Any, plans: list[TensorPlan], parts: dict[
     held = set()
     for plan in plans:
         path, _, parameter = plan.name.rpartition(".")
-        known.add(plan.name)
-        held.add(id(getattr(getattr(parts.get(path), "module", None), parameter, None)))
+        known |= {plan.name, f"{plan.name}.log_scale"}
+        value = getattr(getattr(parts.get(path), "module", None), parameter, None)
+        # Of a weight that is codes, the scale is a parameter.
+        held |= {id(value), id(getattr(value, "log_scale", value))}
     own = is_own(model)
     unknown = sorted(
         name for name, value in model.named_parameters() if (name not in known if own else id(value) not in held)
@@ -168,7 +170,7 @@ def _refuse_unknown_parameters(model: Any, plans: list[TensorPlan], parts: dict[
 def _check_pack_mode(pack_mode: str | None, plans: list[TensorPlan], parts: dict[str, Part]) -> None:
     """A pack mode that names what the model does not have is a mistake, not a wish to convert."""
     found = [parts.get(plan.name.rpartition(".")[0]) for plan in plans if plan.required]
-    specs = [getattr(part.module, "weight_quantizer", None) for part in found if part is not None]
+    specs = [part.weight_quantizer for part in found if part is not None]
     levels = Counter("ternary" if spec.is_ternary else spec.quantizer for spec in specs if spec is not None)
     if pack_mode == "binary" and levels["ternary"]:
         raise ConfigError(

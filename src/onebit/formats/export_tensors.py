@@ -108,7 +108,7 @@ def geometry_of(rows: int, cols: int, spec: WeightQuantizer, choices: Choices) -
 
 def _matrix(plan: TensorPlan, part: Part, choices: Choices) -> StoredTensor:
     module = part.module
-    spec = getattr(module, "weight_quantizer", None)
+    spec = part.weight_quantizer
     is_table = plan.kind in _TABLES
     if is_table and spec is not None:
         _check_table_level(plan.name, spec.quantizer, choices.embedding)

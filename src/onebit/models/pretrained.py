@@ -5,19 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from onebit.errors import ConfigError, DataError, nearest_name
 from onebit.models.pure_checkpoint import fill_with_codes, unreadable_codes, weights_of_codes
 from onebit.models.quiet import quiet_transformers
+from onebit.nn.packed_bitnet import replace_packed_with_linear
 
 __all__ = ["DTYPES", "describe_model", "load_causal_lm", "load_tokenizer_of"]
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
-def describe_model(name: str, *, revision: str | None = None, allow_download: bool = False) -> Any:
-    """The configuration of a model's folder, or of a model by name.
+def describe_model(
+    name: str, *, revision: str | None = None, allow_download: bool = False, takes_codes: bool = False
+) -> Any:
+    """The configuration of a model's folder, or of a model by name. takes_codes: packed BitNet codes will do.
 
     Raises:
         DataError: there is no such model here, or it holds packed codes, which cannot be trained.
@@ -27,10 +31,12 @@ def describe_model(name: str, *, revision: str | None = None, allow_download: bo
     if told is not None:
         told = told if isinstance(told, dict) else told.to_dict()
         method = str(getattr(told["quant_method"], "value", told["quant_method"]))
-        if method != "bitnet" or told.get("quantization_mode") != "online":
+        if (method != "bitnet" or _is_packed(config)) and not (takes_codes and method == "bitnet"):
+            told_pure = ", or train its codes themselves with onebit sft --pure" if method == "bitnet" else ""
             raise DataError(
                 f"'{name}' holds weights packed by '{method}', which cannot be trained; give its revision or "
                 "repository of latents (Falcon-E: --model-revision prequantized; BitNet 2B-4T: the one ending in -bf16)"
+                + told_pure
             )
     return config
 
@@ -44,7 +50,8 @@ def load_causal_lm(
     allow_download: bool = False,
     codes_follow: bool = False,
 ) -> Any:
-    """The causal language model of a configuration that `describe_model` gave, its latents as plain linear layers.
+    """The causal language model of a configuration that `describe_model` gave, its latents, or the codes times scale
+    of packed ones, as plain linear layers.
 
     A checkpoint of pure training holds codes: with `codes_follow` the caller fills them in (`fill_with_codes`) when the
     layers are converted; in models of `onebit train` they are filled in here.
@@ -55,7 +62,8 @@ def load_causal_lm(
     """
     if dtype not in DTYPES:
         raise ConfigError(f"--dtype is '{dtype}'; it must be one of {', '.join(DTYPES)}{nearest_name(dtype, DTYPES)}")
-    if getattr(config, "quantization_config", None) is not None:
+    is_packed = _is_packed(config)
+    if not is_packed and getattr(config, "quantization_config", None) is not None:
         # Latents of a model that quantises itself: plain linear layers, for ours to replace.
         del config.quantization_config
     folder = Path(name).expanduser()
@@ -80,9 +88,22 @@ def load_causal_lm(
                 f"'{name}': its weights do not fit its config.json: {len(names)} {what.replace('_', ' ')} "
                 f"({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
             )
+    if is_packed:
+        replace_packed_with_linear(model, model.dtype)
+        if left := [each for each, tensor in model.state_dict().items() if tensor.dtype == torch.uint8]:
+            raise DataError(f"'{name}': packed layers of a kind that cannot be trained ({left[0]}); give its latents")
     if not codes_follow:
         fill_with_codes(model, folder, codes)
     return model
+
+
+def _is_packed(config: Any) -> bool:
+    """Whether weights lie there as codes; of a model that quantises itself they are latents."""
+    told = getattr(config, "quantization_config", None)
+    if told is None:
+        return False
+    told = told if isinstance(told, dict) else told.to_dict()
+    return told.get("quantization_mode") != "online"
 
 
 def load_tokenizer_of(name: str, *, revision: str | None = None, allow_download: bool = False) -> Any:

@@ -16,16 +16,21 @@ import torch
 from torch import Tensor, nn
 
 from onebit.nn.bit_linear import BitLinear, weight_quantizer_from
-from onebit.nn.convertible import choose, is_conv1d, matching
+from onebit.nn.convertible import choose, is_conv1d, is_linear, matching
+from onebit.nn.packed_bitnet import codes_of_packed, forget_quantizer, packed_layers
 from onebit.nn.pure_linear import Pure1BitLinear, check_pure_spec
 from onebit.nn.pure_weight import PureWeight
-from onebit.packing import bitnet
 from onebit.quant import ActivationQuantizer, Granularity, Quantized, QuantizerName, WeightQuantizer
 from onebit.quant.counters import Counter, CounterName, counter_named
 from onebit.quant.spec import SCALE_FLOOR, check_name
 from onebit.quant.weights import per_unit
 
-__all__ = ["PureConversionReport", "Source", "replace_linear_with_pure1bit_linear"]
+__all__ = [
+    "PureConversionReport",
+    "Source",
+    "replace_bitlinear_with_pure1bit_linear",
+    "replace_linear_with_pure1bit_linear",
+]
 
 Source = Literal["latents", "codes"]
 
@@ -73,7 +78,7 @@ def replace_linear_with_pure1bit_linear(
     spec = check_pure_spec(weight_quantizer_from(quantizer, granularity, group_size))
     check_name("activation_quantizer", activation_quantizer, get_args(ActivationQuantizer))
     kind = counter_named(counter)
-    packed = _packed_layers(model, exclude_patterns)
+    packed = packed_layers(model, exclude_patterns or ())
     is_pure = any(isinstance(module, Pure1BitLinear) for module in model.modules())
     layers, kept = choose(model, exclude_patterns, required=not packed and not is_pure)
     hybrid = _hybrid_layers(model, exclude_patterns, kept)
@@ -83,7 +88,7 @@ def replace_linear_with_pure1bit_linear(
     for name, module in packed.items():
         kept.pop(name, None)
         replaced[name] = "codes"
-        _become_pure(module, _weight_of_packed(module, kind), "int8")
+        _become_pure(module, _weight_of_codes(codes_of_packed(module), kind), "int8")
     for name, module in {**layers, **hybrid}.items():
         latents = module.weight
         assert isinstance(latents, nn.Parameter)
@@ -102,10 +107,16 @@ def replace_linear_with_pure1bit_linear(
         _become_pure(module, weight, activation_quantizer)
     _stop_reading_past_forward(model)
     if packed:
-        _forget_quantizer(model)
+        forget_quantizer(model)
     report = PureConversionReport(replaced, kept, counter, tuple(transposed), tied)
     model.__dict__["pure_conversion_report"] = report
     return model
+
+
+def replace_bitlinear_with_pure1bit_linear(model: nn.Module, counter: CounterName = "int8") -> nn.Module:
+    """Make a Pure1BitLinear of every BitLinear of `model`, in place, and leave linear layers that are float."""
+    float_layers = [name for name, module in model.named_modules() if is_linear(module)]
+    return replace_linear_with_pure1bit_linear(model, float_layers, counter=counter)
 
 
 def _hybrid_layers(
@@ -138,47 +149,16 @@ def _hybrid_layers(
     return found
 
 
-def _packed_layers(model: nn.Module, exclude_patterns: Sequence[str] | None) -> dict[str, nn.Module]:
-    """transformers' BitNet layers that hold codes: packed ones, and those that were unpacked when they were loaded."""
-    names = {module: name for name, module in model.named_modules()}
-    excluded = matching(names, exclude_patterns or ())
-    return {name: module for module, name in names.items() if _is_packed(module) and module not in excluded}
-
-
-def _is_packed(module: nn.Module) -> bool:
-    has_scale = isinstance(module._buffers.get("weight_scale"), Tensor)
-    kind, has_norm = type(module).__name__, getattr(module, "rms_norm", None) is not None
-    return has_scale and not has_norm and kind in ("BitLinear", "AutoBitLinear")
-
-
-@torch.no_grad()
-def _weight_of_packed(module: nn.Module, counter: Counter) -> PureWeight:
-    stored, scale = module.weight, module.weight_scale
-    assert isinstance(stored, Tensor)
-    assert isinstance(scale, Tensor)
-    # The same name means the scale in one of the two classes and one over it in the other.
-    is_inverse = type(module).__name__ == "BitLinear"
-    codes_OI = bitnet.unpack(stored) if stored.dtype == torch.uint8 else stored.round().to(torch.int8)
-    spec = WeightQuantizer()
-    weight = PureWeight(codes_OI.shape[1], codes_OI.shape[0], spec, counter, stored.device)
-    value = scale.float().reshape(())
-    weight.set_codes(Quantized(codes_OI, value.reciprocal() if is_inverse else value, spec))
-    return weight
-
-
-def _forget_quantizer(model: nn.Module) -> None:
-    """What transformers keeps with a quantised model, and refuses to train it for."""
-    for name in ("is_quantized", "hf_quantizer", "quantization_method"):
-        if name in model.__dict__:
-            del model.__dict__[name]
-    config = getattr(model, "config", None)
-    if config is not None and "quantization_config" in config.__dict__:
-        del config.__dict__["quantization_config"]
-
-
 def _has_other_readers(model: nn.Module, module: nn.Module, parameter: nn.Parameter) -> bool:
     others = (other for other in model.modules() if other is not module)
     return any(own is parameter for other in others for own in other._parameters.values())
+
+
+def _weight_of_codes(quantized: Quantized, counter: Counter) -> PureWeight:
+    codes_OI = quantized.codes_OI
+    weight = PureWeight(codes_OI.shape[1], codes_OI.shape[0], quantized.spec, counter, codes_OI.device)
+    weight.set_codes(quantized)
+    return weight
 
 
 @torch.no_grad()

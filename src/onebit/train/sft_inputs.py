@@ -66,7 +66,7 @@ def prepare_model(settings: SftSettings, rows: Rows, tokenizer: Any, device: tor
     """The model with BitLinears and, when there is a warm-up, a schedule that it carries; fitted on the device."""
     name = settings.model_name_or_path
     where: dict[str, Any] = {"revision": settings.model_revision, "allow_download": settings.allow_download}
-    config = describe_model(name, **where)
+    config = describe_model(name, **where, takes_codes=settings.pure)
     set_seed(settings.seed)
     if config.model_type == "onebit":
         if any(value is not None for value in settings.conversion.values()):
