@@ -15,9 +15,9 @@ from onebit.errors import ConfigError
 from onebit.nn import (
     create_pure1bit_optimizer,
     pure_weights,
-    replace_linear_with_pure1bit_linear,
     replace_pure1bit_linear_with_bitlinear,
 )
+from onebit.nn.pure_conversion import replace_bitlinear_with_pure1bit_linear
 from onebit.nn.pure_health import pure_warnings
 from onebit.optim.flip_budget import eta_from_flip_budget
 from onebit.train.progress import ProgressLines
@@ -34,7 +34,7 @@ class PureSftTrainer(TernarySftTrainer):
 
     def __init__(self, settings: SftSettings, *, model: Any, args: Any, **rest: Any) -> None:
         kind: Any = settings.pure_counter
-        replace_linear_with_pure1bit_linear(model, counter=kind)
+        replace_bitlinear_with_pure1bit_linear(model, kind)
         self.latents = torch.bfloat16 if settings.dtype == "bfloat16" else torch.float32
         self.pure_optimizer, self.helper = create_pure1bit_optimizer(
             model,
