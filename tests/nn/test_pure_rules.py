@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -77,6 +78,18 @@ def test_microbatches_are_one_large_batch(rule: Rule) -> None:
         assert optimizer.deposits_at_once(model.up.weight) is (parts == 1)
     same = models[0].up.quantized().codes_OI == models[1].up.quantized().codes_OI
     assert same.float().mean() > 0.98  # sums of the microbatches are rounded to bfloat16
+
+
+@each_rule
+def test_processes_take_the_mean_of_their_gradients(rule: Rule, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone, one_of_two = pure_model(), pure_model()
+    steps_of(alone, create_pure1bit_optimizer(alone, lr=2e-2, rule=rule)[0], range(3))
+    yes, add_its_twins = (lambda: True), (lambda g: g.mul_(2))
+    pair = SimpleNamespace(is_available=yes, is_initialized=yes, get_world_size=lambda: 2, all_reduce=add_its_twins)
+    monkeypatch.setattr("onebit.nn.pure_weight.dist", pair)
+    steps_of(one_of_two, create_pure1bit_optimizer(one_of_two, lr=2e-2, rule=rule)[0], range(3))
+    theirs = one_of_two.state_dict()
+    assert [name for name, value in alone.state_dict().items() if not torch.equal(value, theirs[name])] == []
 
 
 @pytest.mark.parametrize("wrong", [{"eta": 0.1}, {"accumulation": "deposit"}])
