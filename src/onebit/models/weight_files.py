@@ -15,7 +15,8 @@ __all__ = ["read_tensors", "tensor_names"]
 
 def read_tensors(folder: Path, names: Collection[str]) -> dict[str, Tensor]:
     """Those of the named tensors that the safetensors files of a folder hold."""
-    wanted, found = frozenset(names), {}
+    wanted = frozenset(names)
+    found: dict[str, Tensor] = {}
     for file in _weight_files(folder):
         found |= {key: file.get_tensor(key) for key in file.keys() if key in wanted}  # noqa: SIM118
     return found
