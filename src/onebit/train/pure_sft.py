@@ -13,6 +13,7 @@ import torch
 
 from onebit.errors import ConfigError
 from onebit.nn import (
+    bit_layers,
     create_pure1bit_optimizer,
     pure_weights,
     replace_pure1bit_linear_with_bitlinear,
@@ -33,6 +34,11 @@ class PureSftTrainer(TernarySftTrainer):
     """SFTTrainer for a model whose layers become Pure1BitLinear while it trains."""
 
     def __init__(self, settings: SftSettings, *, model: Any, args: Any, **rest: Any) -> None:
+        if any(layer.weight_quantizer.quantizer == "sparsity" for _, layer in bit_layers(model)):  # type: ignore[union-attr]
+            raise ConfigError(
+                f"'{settings.model_name_or_path}' fixes its share of zeros (weight_sparsity_threshold), which --pure "
+                "cannot: codes move one by one; drop --pure, or train a model without that field"
+            )
         kind: Any = settings.pure_counter
         replace_bitlinear_with_pure1bit_linear(model, kind)
         self.latents = torch.bfloat16 if settings.dtype == "bfloat16" else torch.float32
