@@ -1,0 +1,56 @@
+/* Kernels of pure training (docs/pure-training.md) for a program that holds the tensors: Python by ctypes, which checks
+ * shapes and types before. They work on packed storage, in place; onebit.nn.torch_pure is the reference, and integers and
+ * exact sums are the same bit for bit, for any number of threads and instruction set. No part of the inference core.
+ *
+ * Suffixes: O rows, I columns, B bytes of a row, G groups of columns. Matrices are contiguous. Numbers of rows and columns
+ * are below 2^31. */
+#ifndef OB_TRAIN_H
+#define OB_TRAIN_H
+
+#include "onebit.h"
+
+/* Raised when a signature below changes. */
+#define OB_TRAIN_VERSION 1u
+OB_API uint32_t ob_train_version(void);
+/* The instruction set that the kernels were chosen for: "avx512", "avx2" or "baseline". */
+OB_API const char *ob_train_isa(void);
+
+enum { OB_TRAIN_FLOAT32 = 0, OB_TRAIN_BFLOAT16 = 1, OB_TRAIN_INT8 = 2 };
+
+/* A gradient, or a part of its rows; threads: at most that many work on it. */
+typedef struct {
+    const void *g_OI;
+    uint32_t type; /* OB_TRAIN_FLOAT32 or OB_TRAIN_BFLOAT16 */
+    uint32_t rows, cols;
+    uint32_t threads;
+} ob_train_gradient;
+
+/* Counters: bits 8 as they are; 4 a nibble, low one first, plus 8; 2 two's complement, low pair first. */
+typedef struct {
+    void *counters_OB;
+    uint32_t bits;
+    int32_t threshold, bound;
+} ob_train_counters;
+
+/* Sums of g^2, each rounded by adding and subtracting `shift`, over rows and over columns. 0: no memory. */
+OB_API int32_t ob_train_square_sums(const ob_train_gradient *g, double shift, double *row_O, double *column_I);
+/* The sum of (g row column)^2, each at most `largest` and rounded by `shift`. */
+OB_API double ob_train_update_energy(const ob_train_gradient *g, const float *row_O, const float *column_I, double largest,
+                                     double shift);
+/* counters += coefficient |u|^(power - 1) u, u = g row column, rounded at random: Philox4x32-10 of seed, tensor, step, row
+ * (counted from first_row) and column. */
+OB_API void ob_train_deposit(const ob_train_gradient *g, const ob_train_counters *counters, const float *row_O,
+                             const float *column_I, float coefficient, uint32_t power, uint32_t seed, uint32_t tensor,
+                             uint64_t step, uint32_t first_row);
+/* Moves the codes whose counters are full, which then start at 0 (all counters do when forgets): how many moved. codes_OB:
+ * four codes a byte, two's complement, or eight signs. */
+OB_API int64_t ob_train_fire(uint8_t *codes_OB, const ob_train_counters *counters, uint32_t rows, uint32_t cols,
+                             int32_t is_binary, int32_t forgets, uint32_t threads);
+/* Codes as numbers of `type`, [O, I]. */
+OB_API void ob_train_unpack(const uint8_t *codes_OB, uint32_t rows, uint32_t cols, int32_t is_binary, uint32_t type,
+                            void *out_OI, uint32_t threads);
+/* Sums of g times the codes over groups of `group` columns. */
+OB_API void ob_train_code_sums(const ob_train_gradient *g, const uint8_t *codes_OB, int32_t is_binary, uint32_t group,
+                               float *sums_OG);
+
+#endif

@@ -1,0 +1,163 @@
+"""The kernels of pure training in C, for CPU tensors: `engine/train`, called with the addresses of tensors.
+
+Importing this raises EngineError where the engine's library is not built. Gradients are float32 or bfloat16; others go
+through the reference.
+
+Shape suffixes: T tokens, O outputs, I inputs, B bytes of a row, G groups of inputs.
+"""
+
+from __future__ import annotations
+
+from ctypes import byref
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from onebit.engine.training import BFLOAT16, FLOAT32, INT8, Counters, Gradient, training_library
+from onebit.nn import torch_pure
+from onebit.optim.pure_deposit import ENERGY_SHIFT, LARGEST_SQUARE, Factors, square_shift
+from onebit.quant.counters import Counter
+
+__all__ = [
+    "code_sums",
+    "deposit",
+    "fire",
+    "forward_product",
+    "input_gradient",
+    "square_sums",
+    "unpack",
+    "update_energy",
+]
+
+_C = training_library()
+_TYPES = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16, torch.int8: INT8}
+_GRADIENTS = (torch.float32, torch.bfloat16)
+_BITS = {"int8": 8, "int4": 4, "none": 2}
+
+
+def square_sums(g_OI: Tensor, peak: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """As `PureKernels.square_sums`."""
+    if g_OI.dtype not in _GRADIENTS:
+        return torch_pure.square_sums(g_OI, peak, rows)
+    g_OI = g_OI.contiguous()
+    row_O = torch.empty(g_OI.shape[0], dtype=torch.float64)
+    column_I = torch.empty(g_OI.shape[1], dtype=torch.float64)
+    shift = square_shift(peak, max(rows, g_OI.shape[1])).item()
+    if not _C.ob_train_square_sums(byref(_gradient(g_OI)), shift, row_O.data_ptr(), column_I.data_ptr()):
+        raise MemoryError("no memory for the column sums of a gradient")
+    return row_O, column_I
+
+
+def update_energy(g_OI: Tensor, factors: Factors) -> Tensor:
+    """As `PureKernels.update_energy`."""
+    if g_OI.dtype not in _GRADIENTS:
+        return torch_pure.update_energy(g_OI, factors)
+    g_OI, row_O1, column_I = g_OI.contiguous(), factors.row_O1.contiguous(), factors.column_I.contiguous()
+    energy = _C.ob_train_update_energy(
+        byref(_gradient(g_OI)), row_O1.data_ptr(), column_I.data_ptr(), LARGEST_SQUARE, ENERGY_SHIFT
+    )
+    return torch.tensor(energy, dtype=torch.float64)
+
+
+def deposit(
+    counters_OB: Tensor,
+    g_OI: Tensor,
+    factors: Factors,
+    coefficient: Tensor,
+    power: int,
+    counter: Counter,
+    *,
+    seed: int,
+    tensor: int,
+    step: Tensor,
+    first_row: int = 0,
+) -> None:
+    """As `PureKernels.deposit`."""
+    if g_OI.dtype not in _GRADIENTS or not counters_OB.is_contiguous():
+        torch_pure.deposit(
+            counters_OB, g_OI, factors, coefficient, power, counter,
+            seed=seed, tensor=tensor, step=step, first_row=first_row,
+        )  # fmt: skip
+        return
+    if not factors.is_finite.item():
+        return
+    g_OI, row_O1, column_I = g_OI.contiguous(), factors.row_O1.contiguous(), factors.column_I.contiguous()
+    _C.ob_train_deposit(
+        byref(_gradient(g_OI)),
+        byref(_counters(counters_OB, counter)),
+        row_O1.data_ptr(),
+        column_I.data_ptr(),
+        coefficient.item(),
+        power,
+        seed,
+        tensor,
+        step.item(),
+        first_row,
+    )
+    torch.autograd.graph.increment_version(counters_OB)
+
+
+def fire(codes_OB: Tensor, counters_OB: Tensor, counter: Counter, cols: int, *, is_binary: bool) -> Tensor:
+    """As `PureKernels.fire`."""
+    if not (codes_OB.is_contiguous() and counters_OB.is_contiguous()):
+        return torch_pure.fire(codes_OB, counters_OB, counter, cols, is_binary=is_binary)
+    moves = _C.ob_train_fire(
+        codes_OB.data_ptr(),
+        byref(_counters(counters_OB, counter)),
+        codes_OB.shape[0],
+        cols,
+        is_binary,
+        not counter.remembers,
+        torch.get_num_threads(),
+    )
+    # autograd must notice a change between a forward and its backward pass
+    torch.autograd.graph.increment_version((codes_OB, counters_OB))
+    return torch.tensor(moves)
+
+
+def unpack(codes_OB: Tensor, cols: int, dtype: torch.dtype, *, is_binary: bool) -> Tensor:
+    """As `PureKernels.unpack`."""
+    if dtype not in _TYPES:
+        return torch_pure.unpack(codes_OB, cols, dtype, is_binary=is_binary)
+    codes_OB = codes_OB.contiguous()
+    w_OI = torch.empty(codes_OB.shape[0], cols, dtype=dtype)
+    _C.ob_train_unpack(
+        codes_OB.data_ptr(),
+        codes_OB.shape[0],
+        cols,
+        is_binary,
+        _TYPES[dtype],
+        w_OI.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return w_OI
+
+
+def forward_product(x_TI: Tensor, codes_OB: Tensor, dtype: torch.dtype, *, is_binary: bool) -> Tensor:
+    """As `PureKernels.forward_product`."""
+    return F.linear(x_TI.to(dtype), unpack(codes_OB, x_TI.shape[-1], dtype, is_binary=is_binary))
+
+
+def input_gradient(g_TO: Tensor, codes_OB: Tensor, cols: int, *, is_binary: bool) -> Tensor:
+    """As `PureKernels.input_gradient`."""
+    return g_TO @ unpack(codes_OB, cols, g_TO.dtype, is_binary=is_binary)
+
+
+def code_sums(g_OI: Tensor, codes_OB: Tensor, group_size: int, *, is_binary: bool) -> Tensor:
+    """As `PureKernels.code_sums`."""
+    if g_OI.dtype not in _GRADIENTS:
+        return torch_pure.code_sums(g_OI, codes_OB, group_size, is_binary=is_binary)
+    g_OI, codes_OB = g_OI.contiguous(), codes_OB.contiguous()
+    group = group_size or g_OI.shape[1]
+    sums_OG = torch.empty(g_OI.shape[0], -(-g_OI.shape[1] // group))
+    _C.ob_train_code_sums(byref(_gradient(g_OI)), codes_OB.data_ptr(), is_binary, group, sums_OG.data_ptr())
+    return sums_OG
+
+
+def _gradient(g_OI: Tensor) -> Gradient:
+    return Gradient(g_OI.data_ptr(), _TYPES[g_OI.dtype], *g_OI.shape, torch.get_num_threads())
+
+
+def _counters(counters_OB: Tensor, counter: Counter) -> Counters:
+    return Counters(counters_OB.data_ptr(), _BITS[counter.name], counter.threshold, counter.bound)

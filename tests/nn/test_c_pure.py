@@ -1,0 +1,251 @@
+"""The C kernels of pure training beside the reference in PyTorch: integers and exact sums agree bit for bit."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from onebit.errors import ConfigError, EngineError, OnebitError
+from onebit.nn import pure_kernels, torch_pure
+from onebit.nn.pure_kernels import kernels_for
+from onebit.nn.pure_storage import pack_codes, pack_counters, packed_width
+from onebit.optim.pure_deposit import Factors, update_moments
+from onebit.quant.counters import Counter, counter_named
+
+from .pure_models import pure_model, train
+
+try:
+    from onebit.nn import c_pure
+except EngineError as error:
+    pytest.skip(str(error), allow_module_level=True)
+
+COUNTERS = ("int8", "int4", "none")
+DTYPES = (torch.float32, torch.bfloat16)
+rows_ = st.integers(1, 9)
+# Widths around a byte's codes, a random block, vectors, and the 512 columns that the kernels take at once.
+cols_ = st.one_of(st.integers(1, 70), st.sampled_from([127, 255, 511, 512, 513, 1100]))
+seeds_ = st.integers(0, 2**32 - 1)
+
+
+def gradient(rows: int, cols: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    sizes = torch.rand(rows, 1, generator=generator) * torch.rand(1, cols, generator=generator)
+    return (torch.randn(rows, cols, generator=generator) * sizes * 1e-4).to(dtype)
+
+
+def factors_of(g_OI: Tensor) -> Factors:
+    rows, cols = g_OI.shape
+    peak = g_OI.abs().amax().float()
+    sums = torch_pure.square_sums(g_OI, peak, rows)
+    return update_moments((torch.zeros(rows), torch.zeros(cols)), sums, peak, torch.tensor(1))[1]
+
+
+def stored_counters(rows: int, cols: int, counter: Counter, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    bound = counter.bound
+    counts = torch.randint(-bound, bound + 1, (rows, cols), generator=generator, dtype=torch.int8)
+    return pack_counters(counts, counter).clone()
+
+
+def stored_codes(rows: int, cols: int, seed: int, *, is_binary: bool) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.randint(0 if is_binary else -1, 2, (rows, cols), generator=generator, dtype=torch.int8)
+    return pack_codes(codes * 2 - 1 if is_binary else codes, is_binary=is_binary)
+
+
+@settings(deadline=None, max_examples=60)
+@given(rows_, cols_, seeds_, st.sampled_from(DTYPES))
+def test_sums(rows: int, cols: int, seed: int, dtype: torch.dtype) -> None:
+    g = gradient(rows, cols, seed, dtype)
+    peak = g.abs().amax().float()
+    for got, expected in zip(c_pure.square_sums(g, peak, 64), torch_pure.square_sums(g, peak, 64), strict=True):
+        assert torch.equal(got, expected)
+    factors = factors_of(g)
+    assert torch.equal(c_pure.update_energy(g, factors), torch_pure.update_energy(g, factors))
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    rows_, cols_, seeds_, st.sampled_from(DTYPES), st.sampled_from(COUNTERS), st.sampled_from([1, 2, 3]),
+    st.sampled_from([0.01, 3.0, 1e9]), st.integers(0, 2**40), st.integers(0, 2**20),
+)  # fmt: skip
+def test_deposits(
+    rows: int, cols: int, seed: int, dtype: torch.dtype, name: str, power: int, size: float, step: int, first_row: int
+) -> None:
+    counter, g = counter_named(name), gradient(rows, cols, seed, dtype)
+    stored = stored_counters(rows, cols, counter, seed)
+    expected, before = stored.clone(), stored._version
+    for kernels, counters in ((torch_pure, expected), (c_pure, stored)):
+        kernels.deposit(
+            counters, g, factors_of(g), torch.tensor(-size), power, counter,
+            seed=seed, tensor=2**32 - 1 - seed, step=torch.tensor(step), first_row=first_row,
+        )  # fmt: skip
+    assert torch.equal(stored, expected)
+    assert stored._version > before
+
+
+@settings(deadline=None, max_examples=100)
+@given(rows_, cols_, seeds_, st.sampled_from(COUNTERS), st.booleans())
+def test_fire(rows: int, cols: int, seed: int, name: str, is_binary: bool) -> None:
+    counter = counter_named(name)
+    counters, codes = stored_counters(rows, cols, counter, seed), stored_codes(rows, cols, seed, is_binary=is_binary)
+    expected_counters, expected_codes = counters.clone(), codes.clone()
+    expected = torch_pure.fire(expected_codes, expected_counters, counter, cols, is_binary=is_binary)
+    before = codes._version
+    assert torch.equal(c_pure.fire(codes, counters, counter, cols, is_binary=is_binary), expected)
+    assert torch.equal(codes, expected_codes)
+    assert torch.equal(counters, expected_counters)
+    assert codes._version > before
+
+
+@settings(deadline=None, max_examples=60)
+@given(rows_, cols_, seeds_, st.booleans(), st.sampled_from([*DTYPES, torch.int8, torch.float64]))
+def test_codes_as_numbers(rows: int, cols: int, seed: int, is_binary: bool, dtype: torch.dtype) -> None:
+    codes = stored_codes(rows, cols, seed, is_binary=is_binary)
+    expected = torch_pure.unpack(codes, cols, dtype, is_binary=is_binary)
+    got = c_pure.unpack(codes, cols, dtype, is_binary=is_binary)
+    assert got.dtype == dtype
+    assert torch.equal(got, expected)
+
+
+@settings(deadline=None, max_examples=60)
+@given(rows_, cols_, seeds_, st.booleans(), st.sampled_from([0, 1, 7, 64, 1000]), st.sampled_from(DTYPES))
+def test_sums_of_the_gradient_times_the_codes(
+    rows: int, cols: int, seed: int, is_binary: bool, group: int, dtype: torch.dtype
+) -> None:
+    g, codes = gradient(rows, cols, seed, dtype), stored_codes(rows, cols, seed, is_binary=is_binary)
+    got = c_pure.code_sums(g, codes, group, is_binary=is_binary)
+    products = g.double() * torch_pure.unpack(codes, cols, torch.float64, is_binary=is_binary)
+    parts = products.split(group or cols, dim=1)
+    expected = torch.stack([part.sum(1) for part in parts], dim=1)
+    # float32 sums of up to 1100 terms, 16 at a time: an error of at most 70 roundings of the sum of sizes
+    error = (got.double() - expected).abs()
+    sizes = torch.stack([part.abs().sum(1) for part in parts], dim=1)
+    assert bool((error <= sizes * 70 * 2.0**-24).all())
+
+
+@settings(deadline=None, max_examples=40)
+@given(rows_, cols_, seeds_, st.booleans(), st.integers(1, 40), st.sampled_from(DTYPES))
+def test_products(rows: int, cols: int, seed: int, is_binary: bool, tokens: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    codes = stored_codes(rows, cols, seed, is_binary=is_binary)
+    numbers = torch_pure.unpack(codes, cols, torch.int64, is_binary=is_binary)
+    x = torch.randint(-127, 128, (tokens, cols), generator=generator, dtype=torch.int8)
+    expected = (x.long() @ numbers.t()).to(dtype)  # rounded once
+    assert torch.equal(c_pure.forward_product(x, codes, dtype, is_binary=is_binary), expected)
+    g = torch.randn(2, tokens, rows, generator=generator)
+    got = c_pure.input_gradient(g, codes, cols, is_binary=is_binary)
+    torch.testing.assert_close(got, (g.double() @ numbers.double()).float(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", COUNTERS)
+def test_a_gradient_that_is_no_number_changes_nothing(bad: float, name: str) -> None:
+    counter, g = counter_named(name), gradient(5, 600, 0)
+    g[3, 599] = bad
+    stored = stored_counters(5, 600, counter, 0)
+    before = stored.clone()
+    c_pure.deposit(stored, g, factors_of(g), torch.tensor(-1.0), 1, counter, seed=0, tensor=0, step=torch.tensor(1))
+    assert torch.equal(stored, before)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_change_nothing(threads: int) -> None:
+    rows, cols, counter = 301, 517, counter_named("int4")
+    g, stored = gradient(rows, cols, 1), stored_counters(rows, cols, counter, 1)
+    codes, peak, factors = stored_codes(rows, cols, 1, is_binary=False), g.abs().amax(), factors_of(g)
+    rule = (g, factors, torch.tensor(-3.0), 1, counter)
+    random = {"seed": 1, "tensor": 2, "step": torch.tensor(3)}
+    expected, expected_codes = stored.clone(), codes.clone()
+    torch_pure.deposit(expected, *rule, **random)
+    expected_moves = torch_pure.fire(expected_codes, expected, counter, cols, is_binary=False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for got, sums in zip(c_pure.square_sums(g, peak, rows), torch_pure.square_sums(g, peak, rows), strict=True):
+            assert torch.equal(got, sums)
+        assert torch.equal(c_pure.update_energy(g, factors), torch_pure.update_energy(g, factors))
+        c_pure.deposit(stored, *rule, **random)
+        assert torch.equal(c_pure.fire(codes, stored, counter, cols, is_binary=False), expected_moves)
+        assert torch.equal(
+            c_pure.unpack(codes, cols, torch.float32, is_binary=False),
+            torch_pure.unpack(expected_codes, cols, torch.float32, is_binary=False),
+        )
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(stored, expected)
+    assert torch.equal(codes, expected_codes)
+
+
+@pytest.mark.parametrize("counter", COUNTERS)
+@pytest.mark.parametrize("quantizer", ["absmean", "binary"])
+def test_a_model_trains_to_the_same_codes_and_counters(
+    counter: str, quantizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = []
+    for name in ("torch", "c"):
+        monkeypatch.setenv("ONEBIT_PURE_KERNELS", name)
+        model = pure_model(counter=counter, quantizer=quantizer)
+        train(model, 1, gradient_accumulation_steps=1)
+        states.append(model.state_dict())
+    reference, ours = states
+    for name, value in reference.items():
+        if name.endswith(("codes", "counters", "moments")):
+            assert torch.equal(value, ours[name]), name
+
+
+def test_packed_rows_are_whole_bytes() -> None:
+    assert [packed_width(9, bits) for bits in (1, 2, 4, 8)] == [2, 3, 5, 9]
+
+
+# ---- the dispatch ----
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    pure_kernels._chosen.cache_clear()
+    return monkeypatch
+
+
+def test_c_is_taken_on_a_cpu_and_said_once(fresh: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    fresh.delenv("ONEBIT_PURE_KERNELS", raising=False)
+    with caplog.at_level(logging.INFO, "onebit"):
+        assert kernels_for(torch.zeros(1)) is c_pure
+        assert kernels_for(torch.zeros(2)) is c_pure
+    assert [record.getMessage() for record in caplog.records] == [
+        "pure training on cpu: c kernels (the fastest on cpu)"
+    ]
+
+
+def test_without_the_library_torch_is_taken_and_the_reason_said(
+    fresh: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fresh.delenv("ONEBIT_PURE_KERNELS", raising=False)
+
+    def load(name: str) -> pure_kernels.PureKernels:
+        if name == "c":
+            raise OnebitError("the onebit engine is not built")
+        return torch_pure
+
+    fresh.setattr(pure_kernels, "_load", load)
+    with caplog.at_level(logging.INFO, "onebit"):
+        assert kernels_for(torch.zeros(1)) is torch_pure
+    assert "pure training on cpu: torch kernels (the onebit engine is not built)" in caplog.text
+
+
+def test_the_environment_decides(fresh: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    fresh.setenv("ONEBIT_PURE_KERNELS", "torch")
+    with caplog.at_level(logging.INFO, "onebit"):
+        assert kernels_for(torch.zeros(1)) is torch_pure
+    assert "torch kernels (ONEBIT_PURE_KERNELS asks for it)" in caplog.text
+    fresh.setenv("ONEBIT_PURE_KERNELS", "c")
+    with pytest.raises(OnebitError, match="the C kernels know CPU tensors only, not meta"):
+        kernels_for(torch.zeros(1, device="meta"))
+    fresh.setenv("ONEBIT_PURE_KERNELS", "C")
+    with pytest.raises(ConfigError, match="ONEBIT_PURE_KERNELS is 'C', expected one of torch, c, triton"):
+        kernels_for(torch.zeros(1))
