@@ -1,4 +1,4 @@
-"""What each of two processes does for test_pure_sharding.py: python sharded_program.py FOLDER RANK [compiled]."""
+"""What each of two processes does for test_pure_sharding.py: python -m ...sharded_program FOLDER RANK [compiled]."""
 
 from __future__ import annotations
 
@@ -11,11 +11,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-import pure_models
-from pure_models import IDS, loss_of, pure_model
-
 from onebit.errors import ConfigError, OnebitError
 from onebit.nn import (
     Pure1BitLinear,
@@ -26,7 +21,8 @@ from onebit.nn import (
 )
 from onebit.optim.pure_rules import Bop
 
-pure_models.WIDE = 71  # an odd number of rows, and no multiple of a byte's codes
+from . import pure_models
+from .pure_models import IDS, loss_of, pure_model
 
 FORMS: dict[str, dict[str, Any]] = {
     "ternary": {},
@@ -198,6 +194,7 @@ def compiled(rank: int) -> bool:
 
 def main(folder: Path, rank: int, *, only_compiled: bool) -> None:
     torch.set_num_threads(1)
+    pure_models.WIDE = 71  # an odd number of rows, and no multiple of a byte's codes
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     found: dict[str, Any]
     if only_compiled:

@@ -15,6 +15,7 @@ from torch import Tensor
 from onebit.nn import shard_pure_weights
 from onebit.nn.pure_sharding import Rows
 
+from . import sharded_program
 from .pure_models import pure_model
 from .sharded_program import ACCUMULATIONS, FORMS, STEPS, gradient, layer, same, take_steps
 
@@ -27,10 +28,10 @@ def both(rows: int) -> Any:
 def two_processes(folder: Path, *more: str) -> list[dict[str, Any]]:
     """What sharded_program.py found in each of them."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    program = str(Path(__file__).with_name("sharded_program.py"))
     running = [
         subprocess.Popen(
-            [sys.executable, program, str(folder), str(rank), *more],
+            [sys.executable, "-m", sharded_program.__name__, str(folder), str(rank), *more],
+            cwd=Path(__file__).parents[1],  # of the package that this file is in
             env=environment,
             stderr=subprocess.PIPE,
             text=True,
@@ -102,7 +103,7 @@ def test_accumulated_gradients_and_going_on_with_another_number_of_processes(
     told = take_steps(straight, accumulation, range(STEPS, STEPS + 2), both(rows))
     assert all(same(each["layers"][rows, accumulation, "on"], straight.state_dict()) for each in found)
     # One goes on from two.
-    resumed = layer(rows + 1 - 1)
+    resumed = layer(rows)
     resumed.load_state_dict(states[1][0])
     take_steps(resumed, accumulation, range(STEPS, STEPS + 2), both(rows), states[1][1])
     assert same(resumed.state_dict(), straight.state_dict())

@@ -77,8 +77,10 @@ class Rows:
         """This process's rows [H, I] of the sum of all processes' gradients."""
         if not self.is_part:
             return g_OI
+        if self.padding:
+            g_OI = F.pad(g_OI, (0, 0, 0, self.padding))
         own_HI = g_OI.new_empty(self.held, g_OI.shape[1])
-        _reduce_scatter(own_HI, F.pad(g_OI, (0, 0, 0, self.padding)).contiguous())
+        _reduce_scatter(own_HI, g_OI.contiguous())
         return own_HI
 
     def largest(self, peak: Tensor) -> Tensor:
@@ -132,7 +134,7 @@ class RowSharded(nn.Module):
     def shard(self) -> None:
         """Keep this process's rows only, of the processes of the default group, which all hold the same tensors now."""
         rows = Rows(self.rows.total, dist.get_world_size(), dist.get_rank())
-        if rows.is_part:
+        if rows.is_part and not self.rows.is_part:
             own = {name: rows.cut(getattr(self, name)) for name in self.DIVIDED}
             self._buffers.update(dict.fromkeys(own))  # None keeps a buffer's place
             self.__dict__.update(own, rows=rows)
