@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from onebit.errors import DataError
+from onebit.errors import ConfigError, DataError
 from onebit.formats.bitnet_folder import quantize_to_1bit
+from onebit.models import OneBitConfig, OneBitForCausalLM
 from onebit.models.converted import load_converted
 from onebit.nn import bit_layers, replace_linear_with_bitnet_linear
 from onebit.train import sft as recipe
@@ -60,3 +61,14 @@ def test_excluded_layers_stay_float(rows: Path, tmp_path: Path) -> None:
     before, after = (load_file(folder / "model.safetensors") for folder in (base, run.output_dir))
     name = next(name for name in before if name.endswith("h.0.mlp.c_fc.weight"))
     assert 0 < (after[name] - before[name]).abs().max() < 0.1  # as AdamW moves a float weight
+
+
+def test_a_fixed_share_of_zeros_is_refused(rows: Path, tmp_path: Path) -> None:
+    """What is trained would not be what the model's own quantiser reads from the output folder."""
+    base = make_base(tmp_path / "base", "gpt2")  # for its tokenizer
+    own = {"num_layers": 1, "num_heads": 2, "max_seq_len": 64, "intermediate_size": 48, "use_ternary": True}
+    config = OneBitConfig(vocab_size=300, hidden_size=32, quantizer="sparsity", weight_sparsity_threshold=0.3, **own)
+    OneBitForCausalLM(config).save_pretrained(base)
+    with pytest.raises(ConfigError, match="fixes its share of zeros"):
+        sft(SftSettings(**small_run(base, rows, tmp_path / "run"), pure=True))
+    assert not (tmp_path / "run").exists()
