@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass
+from itertools import pairwise, zip_longest
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,7 @@ __all__ = ["ConfigurationGraph", "build_graph", "expander", "overlapping"]
 
 CONDUCTANCE = 0.05  # of every part; a hypercube of d units has 1 / d
 _NODES = 400
-_PARTS = 8  # whose choices are measured together before the sensitivities are corrected
+_ENDS = 8  # of paths, measured together before the sensitivities are corrected
 _VISITS = 3  # to the parts of one graph
 _PATIENCE = 2  # graphs in a row without a better choice
 _SHARE = 0.6  # of the evaluations left, for sensitivities
@@ -55,15 +56,17 @@ def expander(trials: Trials) -> None:
 
 
 def _descend(trials: Trials, surrogate: Surrogate) -> Choice:
-    """From the finest choice downwards, always the step that costs least for the bytes it saves, until it fits."""
+    """From the finest choice downwards, always the change that costs least for the bytes it saves, until it fits."""
     choice = surrogate.base
     while not trials.fits(choice):
         steps = []
-        for unit, level in _steps(trials.space, choice):
-            saved = trials.space.units[unit].sizes[choice[unit]] - trials.space.units[unit].sizes[level]
-            if saved > 0:
-                added = surrogate.cost_UL[unit, level] - surrogate.cost_UL[unit, choice[unit]]
-                steps.append((added / saved, unit, level))
+        for unit, told in enumerate(trials.space.units):
+            for level, size in enumerate(told.sizes):
+                if size < told.sizes[choice[unit]]:
+                    added = surrogate.cost_UL[unit, level] - surrogate.cost_UL[unit, choice[unit]]
+                    steps.append((added / (told.sizes[choice[unit]] - size), unit, level))
+        if not steps:
+            return trials.space.smallest
         _, unit, level = min(steps)
         choice = changed(choice, unit, level)
     return choice
@@ -97,10 +100,12 @@ class ConfigurationGraph:
 def build_graph(trials: Trials, surrogate: Surrogate, start: Choice, nodes: int = _NODES) -> ConfigurationGraph:
     """The choices that a walk from `start` reaches first when it always goes on from the least predicted loss.
 
-    It keeps to files of about the budget: at most one step of the largest unit above it.
+    It keeps to files of about the budget: at most the largest step above it, and two below. What lies above is only a
+    way, and its bytes count as loss.
     """
     space, limit = trials.space, trials.budget.max_bytes
-    slack = max(max(unit.sizes) - min(unit.sizes) for unit in space.units)
+    slack = max(abs(a - b) for unit in space.units for a, b in pairwise(unit.sizes))
+    price = _price(surrogate, space, start)
     found: dict[Choice, float] = {start: surrogate.predict(start)}
     waiting = [(found[start], start)]
     order = []
@@ -111,9 +116,9 @@ def build_graph(trials: Trials, surrogate: Surrogate, start: Choice, nodes: int 
             neighbour = changed(choice, unit, level)
             size = space.size(neighbour)
             if neighbour not in found and (limit is None or limit - 2 * slack <= size <= limit + slack):
-                # Above the budget a choice is only a way: its loss counts as if the bytes had to be given back.
                 found[neighbour] = surrogate.predict(neighbour)
-                heapq.heappush(waiting, (found[neighbour] + _debt(surrogate, space, size, limit), neighbour))
+                above = 0 if limit is None else max(size - limit, 0)
+                heapq.heappush(waiting, (found[neighbour] + price * above, neighbour))
     index = {choice: i for i, choice in enumerate(order)}
     step_NN = np.full((len(order), len(order)), np.nan)
     for choice, i in index.items():
@@ -124,13 +129,18 @@ def build_graph(trials: Trials, surrogate: Surrogate, start: Choice, nodes: int 
     return ConfigurationGraph(tuple(order), step_NN)
 
 
-def _debt(surrogate: Surrogate, space: Space, size: int, limit: int | None) -> float:
-    """What giving back the bytes above the budget would cost at the mean price of a byte."""
-    if limit is None or size <= limit:
-        return 0.0
-    saved = sum(max(unit.sizes) - min(unit.sizes) for unit in space.units)
-    price = float(np.ptp(surrogate.cost_UL, axis=1).sum()) / max(saved, 1)
-    return price * (size - limit)
+def _price(surrogate: Surrogate, space: Space, choice: Choice) -> float:
+    """The most loss that a byte saves, by any single change of a choice.
+
+    At this price of every byte above the budget no choice beyond it looks better than it is once they are given back.
+    """
+    gains = [
+        (surrogate.cost_UL[unit, choice[unit]] - surrogate.cost_UL[unit, level]) / (size - told.sizes[choice[unit]])
+        for unit, told in enumerate(space.units)
+        for level, size in enumerate(told.sizes)
+        if size > told.sizes[choice[unit]]
+    ]
+    return max(0.0, *gains) if gains else 0.0
 
 
 def overlapping(graph: ConfigurationGraph, parts: list[Part]) -> list[tuple[int, ...]]:
@@ -144,7 +154,7 @@ def overlapping(graph: ConfigurationGraph, parts: list[Part]) -> list[tuple[int,
 def _ends(
     trials: Trials, graph: ConfigurationGraph, surrogate: Surrogate, parts: list[tuple[int, ...]], start: Choice
 ) -> list[Choice]:
-    """Where the paths into the parts end: one unmeasured choice that fits for each, of the nearest and best parts."""
+    """Where the paths into the parts end: unmeasured choices that fit, the best of every part before the next best."""
     try:
         import networkx as nx
     except ModuleNotFoundError:
@@ -157,17 +167,21 @@ def _ends(
         (int(i), int(j), max(float(predicted[j] - predicted[i]), 0.0)) for i, j in np.argwhere(~np.isnan(graph.step_NN))
     )
     distance = nx.single_source_dijkstra_path_length(ways, graph.nodes.index(start))
-    reached = []
+    ranked = []
     for part in parts:
-        inside = [i for i in goals if i in set(part) and i in distance]
+        members = [i for i in part if i in distance]
+        inside = sorted((i for i in goals if i in set(members)), key=lambda i: (predicted[i], graph.nodes[i]))
         if not inside:
             continue
-        goal = min(inside, key=lambda i: (predicted[i], graph.nodes[i]))
-        entry = min((i for i in part if i in distance), key=lambda i: (distance[i], i))
-        climb = _climb(nx, ways.subgraph(part), entry, goal, predicted)
-        reached.append((float(predicted[goal]), distance[entry] + climb, goal))
-    best = dict.fromkeys(goal for _, _, goal in sorted(reached))
-    return [graph.nodes[goal] for goal in list(best)[:_PARTS]]
+        entry = min(members, key=lambda i: (distance[i], i))
+        reached = []
+        for goal in inside[:_ENDS]:
+            climb = _climb(nx, ways.subgraph(part), entry, goal, predicted)
+            reached.append((float(predicted[goal]), distance[entry] + climb, goal))
+        ranked.append(sorted(reached))
+    # The best end of every part, the best parts first, then the second best of every part, and so on.
+    ends = [place[2] for row in zip_longest(*sorted(ranked)) for place in row if place is not None]
+    return [graph.nodes[goal] for goal in list(dict.fromkeys(ends))[:_ENDS]]
 
 
 def _climb(nx: object, ways: object, entry: int, goal: int, predicted: NDArray[np.float64]) -> float:

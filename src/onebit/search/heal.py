@@ -7,6 +7,7 @@ the size the search counted.
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,6 +48,7 @@ def heal(settings: SearchSettings, levels: Levels, max_bytes: int | None) -> Hea
 
     source, folder = checkpoint_folder(settings), settings.folder / "healed"
     assert settings.data is not None  # the settings checked it
+    _clear_unless(folder, {"levels": levels, **healing_record(settings)})
     done = train(
         TrainSettings(
             data=settings.data,
@@ -86,6 +88,15 @@ def heal(settings: SearchSettings, levels: Levels, max_bytes: int | None) -> Hea
             "the checkpoint with the map that was found, or search with a little less"
         )
     return Healed(folder, Evaluator(model, open_data(told, model)).score(levels), size)
+
+
+def _clear_unless(folder: Path, wanted: dict[str, Any]) -> None:
+    """Empty the folder of a healing of another map, or with other settings."""
+    note = folder / "healing.json"
+    if folder.is_dir() and not (note.is_file() and json.loads(note.read_text("utf-8")) == wanted):
+        shutil.rmtree(folder)
+    folder.mkdir(exist_ok=True)
+    write_json(note, wanted)
 
 
 def _device(name: str) -> Any:

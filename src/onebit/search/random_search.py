@@ -35,8 +35,12 @@ def filled(trials: Trials, choice: Choice) -> Choice:
     """
     current = list(choice)
     while not trials.fits(tuple(current)):
-        unit = trials.random.choice([u for u in range(len(current)) if _next(trials, current, u, -1) is not None])
-        current[unit] = _next(trials, current, unit, -1)  # type: ignore[call-overload]
+        coarser = {unit: _next(trials, current, unit, -1) for unit in range(len(current))}
+        lower = [(unit, level) for unit, level in coarser.items() if level is not None]
+        if not lower:
+            return trials.space.smallest
+        unit, level = trials.random.choice(lower)
+        current[unit] = level
     for unit in trials.random.sample(range(len(current)), len(current)):
         while (finer := _next(trials, current, unit, 1)) is not None:
             level, current[unit] = current[unit], finer

@@ -91,7 +91,9 @@ class Space:
     @property
     def smallest(self) -> Choice:
         """The choice whose file is smallest."""
-        return tuple(min(range(len(self.levels)), key=lambda i: (unit.sizes[i], i)) for unit in self.units)
+        return tuple(
+            min(range(len(self.levels)), key=lambda i: (unit.sizes[i], self.name_bytes(unit, i))) for unit in self.units
+        )
 
     @property
     def count(self) -> int:
