@@ -51,14 +51,14 @@ check_compiler() {
         fail "$compiler finds no C headers or library; on Debian: apt-get install libc6-dev"
 }
 
-torch_of() { "$1" -c 'from importlib.metadata import version; print(version("torch"))' 2>/dev/null || true; }
+version_of() { "$2" -c "from importlib.metadata import version; print(version('$1'))" 2>/dev/null || true; }
 
 create_venv() {
     if [ -x .venv/bin/python ] && .venv/bin/python -m pip --version >/dev/null 2>&1; then return; fi
     # A torch that the machine already has (often one built for its GPU) is kept: .venv sees it.
     system=
-    if [ -z "${TORCH:-}" ] && [ -n "$(torch_of "$PYTHON")" ]; then system=--system-site-packages; fi
-    say "creating .venv with $("$PYTHON" --version)${system:+, keeping its torch $(torch_of "$PYTHON")}"
+    if [ -z "${TORCH:-}" ] && [ -n "$(version_of torch "$PYTHON")" ]; then system=--system-site-packages; fi
+    say "creating .venv with $("$PYTHON" --version)${system:+, keeping its torch $(version_of torch "$PYTHON")}"
     "$PYTHON" -m venv $system .venv
 }
 
@@ -67,21 +67,25 @@ pip() { .venv/bin/python -m pip --disable-pip-version-check "$@"; }
 
 install_torch() {
     case ",$extras," in *,train,*) ;; *) return ;; esac
-    installed=$(torch_of .venv/bin/python)
+    installed=$(version_of torch .venv/bin/python)
     wanted=${TORCH:-$(grep '^torch==' constraints.txt)}
     if [ -z "$installed" ] || [ -n "${TORCH:-}" ]; then
         say "installing $wanted (the largest download)"
         pip install -qq "$wanted"
-        installed=$(torch_of .venv/bin/python)
+        installed=$(version_of torch .venv/bin/python)
     fi
     say "torch $installed"
 }
 
 install_packages() {
-    # The torch that is there decides, whatever constraints.txt says.
-    grep -v '^torch==' constraints.txt >.venv/constraints.txt
-    installed=$(torch_of .venv/bin/python)
-    if [ -n "$installed" ]; then echo "torch==$installed" >>.venv/constraints.txt; fi
+    # The torch that is there decides, and the triton that it brought, whatever constraints.txt says.
+    cp constraints.txt .venv/constraints.txt
+    for package in torch triton; do
+        installed=$(version_of "$package" .venv/bin/python)
+        if [ -n "$installed" ]; then
+            sed -i.before "s/^$package==.*/$package==$installed/" .venv/constraints.txt
+        fi
+    done
     say "installing the build tools"
     pip install -qq -c .venv/constraints.txt cmake ninja scikit-build-core
     say "building the engine, installing the packages of [$extras] under constraints.txt"

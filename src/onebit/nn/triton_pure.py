@@ -1,0 +1,248 @@
+"""The kernels of pure training in Triton, for CUDA tensors: `PureKernels`, held to `torch_pure`.
+
+Where the reference's integers and sums are exact, so are these, bit for bit: squares of floats fit float64 without
+rounding, their sums are of multiples of one number and so the same in any order, atomic additions included, and the
+float32 arithmetic of a deposit is the reference's operation by operation (`triton_tiles.launch` forbids fusing them).
+A deposit reads the gradient once and reads and writes the counters once.
+
+Block sizes are fixed: these kernels wait for memory, and a tile of 2048 to 4096 numbers for 128 threads gives each
+thread loads of 16 bytes and enough of them at once. The products are in `triton_products`.
+
+Shape suffixes: O outputs, I inputs, B bytes of a row.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from onebit.nn.triton_products import code_sums, forward_product, input_gradient, unpack
+from onebit.nn.triton_tiles import launch, load_matrix, load_numbers, pack_numbers, random16
+from onebit.optim.pure_deposit import ENERGY_SHIFT, LARGEST_SQUARE, Factors, square_shift
+from onebit.quant.counters import Counter
+
+__all__ = [
+    "code_sums",
+    "deposit",
+    "fire",
+    "forward_product",
+    "input_gradient",
+    "peak",
+    "square_sums",
+    "unpack",
+    "update_energy",
+]
+
+_PER_BYTE = {"int8": 1, "int4": 2, "none": 4}
+_SQUARES = (32, 128)  # rows, columns of a tile of float64: 32 numbers, 64 registers, a thread
+_TILE = (4, 512)
+
+
+def peak(g_OI: Tensor) -> Tensor:
+    """As `PureKernels.peak`."""
+    g_OI = g_OI.contiguous()
+    largest = g_OI.new_zeros((), dtype=torch.int32)
+    launch(_peak, _grid(g_OI, _TILE), g_OI, largest, *g_OI.shape, *_TILE)
+    return largest.view(torch.float32)
+
+
+def square_sums(g_OI: Tensor, peak: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """As `PureKernels.square_sums`."""
+    g_OI = g_OI.contiguous()
+    row_O = g_OI.new_zeros(g_OI.shape[0], dtype=torch.float64)
+    column_I = g_OI.new_zeros(g_OI.shape[1], dtype=torch.float64)
+    shift = square_shift(peak, max(rows, g_OI.shape[1]))
+    launch(_square_sums, _grid(g_OI, _SQUARES), g_OI, row_O, column_I, shift, *g_OI.shape, *_SQUARES)
+    return row_O, column_I
+
+
+def update_energy(g_OI: Tensor, factors: Factors) -> Tensor:
+    """As `PureKernels.update_energy`."""
+    g_OI = g_OI.contiguous()
+    energy = g_OI.new_zeros((), dtype=torch.float64)
+    arguments = (factors.row_O1, factors.column_I, energy, *g_OI.shape, *_TILE)
+    launch(_update_energy, _grid(g_OI, _TILE), g_OI, *arguments, LARGEST=LARGEST_SQUARE, SHIFT=ENERGY_SHIFT)
+    return energy
+
+
+def deposit(
+    counters_OB: Tensor,
+    g_OI: Tensor,
+    factors: Factors,
+    coefficient: Tensor,
+    power: int,
+    counter: Counter,
+    *,
+    seed: int,
+    tensor: int,
+    step: Tensor,
+    first_row: int = 0,
+) -> None:
+    """As `PureKernels.deposit`."""
+    launch(
+        _deposit,
+        _grid(g_OI, _TILE),
+        counters_OB,
+        g_OI.contiguous(),
+        factors.row_O1,
+        factors.column_I,
+        factors.is_finite,
+        coefficient,
+        step,
+        seed | tensor << 32,
+        first_row,
+        *g_OI.shape,
+        counters_OB.shape[1],
+        *_TILE,
+        POWER=power,
+        BOUND=counter.bound,
+        PER_BYTE=_PER_BYTE[counter.name],
+    )
+
+
+def fire(codes_OB: Tensor, counters_OB: Tensor, counter: Counter, cols: int, *, is_binary: bool) -> Tensor:
+    """As `PureKernels.fire`."""
+    moves = torch.zeros((), dtype=torch.int64, device=codes_OB.device)
+    rows = codes_OB.shape[0]
+    launch(
+        _fire,
+        (triton.cdiv(rows, _TILE[0]), triton.cdiv(cols, _TILE[1])),
+        codes_OB,
+        counters_OB,
+        moves,
+        rows,
+        cols,
+        codes_OB.shape[1],
+        counters_OB.shape[1],
+        *_TILE,
+        THRESHOLD=counter.threshold,
+        REMEMBERS=counter.remembers,
+        IS_BINARY=is_binary,
+        PER_BYTE=_PER_BYTE[counter.name],
+    )
+    return moves
+
+
+def _grid(x_OI: Tensor, tile: tuple[int, int]) -> tuple[int, int]:
+    return triton.cdiv(x_OI.shape[0], tile[0]), triton.cdiv(x_OI.shape[1], tile[1])
+
+
+@triton.jit
+def _peak(g, largest, rows, cols, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    x = load_matrix(g, row, column, rows, cols).to(tl.float32)
+    # Without their sign, floats are in the order of their bits, infinity after all numbers and NaN after it.
+    bits = x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+    tl.atomic_max(largest, tl.max(tl.max(bits, 1), 0), sem="relaxed")
+
+
+@triton.jit
+def _square_sums(g, row_sums, column_sums, shift, rows, cols, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    x = load_matrix(g, row, column, rows, cols).to(tl.float64)
+    by = tl.load(shift)
+    squares = x * x + by - by  # of a number that is not there: by - by, 0
+    tl.atomic_add(row_sums + row, tl.sum(squares, 1), row < rows, sem="relaxed")
+    tl.atomic_add(column_sums + column, tl.sum(squares, 0), column < cols, sem="relaxed")
+
+
+@triton.jit
+def _update(g, row_factors, column_factors, row, column, rows, cols):
+    """U before clipping, float32 [ROWS, COLUMNS], 0 where nothing is."""
+    x = load_matrix(g, row, column, rows, cols).to(tl.float32)
+    by_row = tl.load(row_factors + row, row < rows, other=0.0)
+    by_column = tl.load(column_factors + column, column < cols, other=0.0)
+    return x * by_row[:, None] * by_column[None, :]
+
+
+@triton.jit
+def _update_energy(
+    g,
+    row_factors,
+    column_factors,
+    energy,
+    rows,
+    cols,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    LARGEST: tl.constexpr,
+    SHIFT: tl.constexpr,
+):
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    u = _update(g, row_factors, column_factors, row, column, rows, cols).to(tl.float64)
+    squares = tl.minimum(u * u, LARGEST) + SHIFT - SHIFT
+    tl.atomic_add(energy, tl.sum(squares), sem="relaxed")
+
+
+# Numbers that differ from matrix to matrix and must not each make a kernel of their own.
+@triton.jit(do_not_specialize=["key", "first_row"])
+def _deposit(
+    counters,
+    g,
+    row_factors,
+    column_factors,
+    is_finite,
+    coefficient,
+    step,
+    key,
+    first_row,
+    rows,
+    cols,
+    width,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    POWER: tl.constexpr,
+    BOUND: tl.constexpr,
+    PER_BYTE: tl.constexpr,
+):
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * COLUMNS
+    u = _update(g, row_factors, column_factors, row, column + tl.arange(0, COLUMNS), rows, cols)
+    if POWER == 2:
+        u = tl.abs(u) * u
+    elif POWER == 3:
+        u = u * u * u
+    added = tl.where(tl.load(is_finite), u * tl.load(coefficient), 0.0)
+    floor = tl.floor(added)
+    random = random16(key, tl.load(step), row + first_row, column, COLUMNS).to(tl.float32)
+    floor += (random < (added - floor) * 65536.0 - 32768.5).to(tl.float32)
+    pointers, inside, old = load_numbers(counters, row, column, rows, width, PER_BYTE, COLUMNS)
+    new = tl.minimum(tl.maximum(floor + old.to(tl.float32), -BOUND), BOUND).to(tl.int8)
+    tl.store(pointers, pack_numbers(new, PER_BYTE), inside)
+
+
+@triton.jit
+def _fire(
+    codes,
+    counters,
+    moves,
+    rows,
+    cols,
+    code_width,
+    counter_width,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    THRESHOLD: tl.constexpr,
+    REMEMBERS: tl.constexpr,
+    IS_BINARY: tl.constexpr,
+    PER_BYTE: tl.constexpr,
+):
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * COLUMNS
+    CODES: tl.constexpr = 8 if IS_BINARY else 4
+    STEP: tl.constexpr = 2 if IS_BINARY else 1
+    code_pointers, code_inside, code = load_numbers(codes, row, column, rows, code_width, CODES, COLUMNS)
+    pointers, inside, count = load_numbers(counters, row, column, rows, counter_width, PER_BYTE, COLUMNS)
+    is_there = (row < rows)[:, None] & (column + tl.arange(0, COLUMNS) < cols)[None, :]
+    up = is_there & (count >= THRESHOLD) & (code < 1)
+    down = is_there & (count <= -THRESHOLD) & (code > -1)
+    code = tl.where(up, code + STEP, tl.where(down, code - STEP, code))
+    count = tl.where(up | down, 0, count) if REMEMBERS else tl.zeros_like(count)
+    tl.store(code_pointers, pack_numbers(code, CODES), code_inside)
+    tl.store(pointers, pack_numbers(count, PER_BYTE), inside)
+    tl.atomic_add(moves, tl.sum((up | down).to(tl.int32)).to(tl.int64), sem="relaxed")

@@ -1,0 +1,161 @@
+"""The Triton kernels of pure training beside the reference in PyTorch: on CUDA, or in Triton's interpreter without it.
+
+Integers and exact sums agree bit for bit. Shapes are no multiples of a byte's fields, of a random block or of a tile.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from onebit.nn import torch_pure
+from onebit.nn.pure_storage import pack_codes, pack_counters, packed_width, unpack_counters
+from onebit.optim.pure_deposit import Factors, update_moments
+from onebit.quant.counters import counter_named
+
+pytest.importorskip("triton")
+from onebit.nn import triton_pure
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def gradient(rows: int, cols: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    generator = torch.Generator().manual_seed(rows * cols)
+    sizes = torch.rand(rows, 1, generator=generator) * torch.rand(1, cols, generator=generator)
+    return (torch.randn(rows, cols, generator=generator) * sizes * 1e-3).to(dtype).to(DEVICE)
+
+
+def factors_of(g_OI: Tensor) -> Factors:
+    rows, cols = g_OI.shape
+    moments = torch.zeros(rows, device=DEVICE), torch.zeros(cols, device=DEVICE)
+    peak = g_OI.abs().amax().float()
+    return update_moments(moments, torch_pure.square_sums(g_OI, peak, rows), peak, torch.ones((), device=DEVICE))[1]
+
+
+def integers(rows: int, cols: int, low: int, high: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(low, high + 1, (rows, cols), generator=generator, dtype=torch.int8).to(DEVICE)
+
+
+def codes(rows: int, cols: int, is_binary: bool) -> Tensor:
+    numbers = integers(rows, cols, 0, 1) * 2 - 1 if is_binary else integers(rows, cols, -1, 1)
+    return pack_codes(numbers, is_binary=is_binary)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sums_are_the_references(dtype: torch.dtype) -> None:
+    g = gradient(37, 133, dtype)
+    peak = triton_pure.peak(g)
+    assert torch.equal(peak, g.abs().amax().float())
+    for got, expected in zip(triton_pure.square_sums(g, peak, 64), torch_pure.square_sums(g, peak, 64), strict=True):
+        assert torch.equal(got, expected)
+    factors = factors_of(g)
+    assert torch.equal(triton_pure.update_energy(g, factors), torch_pure.update_energy(g, factors))
+
+
+@pytest.mark.parametrize(("name", "power", "dtype"), [
+    ("int8", 1, torch.bfloat16), ("int4", 2, torch.float32), ("none", 3, torch.float32)
+])  # fmt: skip
+def test_a_deposit_gives_the_references_integers(name: str, power: int, dtype: torch.dtype) -> None:
+    rows, cols, counter = 5, 541, counter_named(name)
+    g = gradient(rows, cols, dtype)
+    start = pack_counters(integers(rows, cols, -counter.bound, counter.bound), counter)
+    coefficient = torch.tensor(-0.6 * counter.bound, device=DEVICE)
+    step = torch.tensor((1 << 33) + 5, device=DEVICE)
+    kept = {}
+    for kernels in (torch_pure, triton_pure):
+        kept[kernels] = start.clone()
+        kernels.deposit(
+            kept[kernels], g, factors_of(g), coefficient, power, counter,
+            seed=2**32 - 3, tensor=2**31 + 1, step=step, first_row=70_000,
+        )  # fmt: skip
+    assert torch.equal(kept[triton_pure], kept[torch_pure])
+    moved = unpack_counters(kept[triton_pure], cols, counter) != unpack_counters(start, cols, counter)
+    assert 0.1 < moved.float().mean() < 1.0
+
+
+def test_a_gradient_that_is_not_finite_deposits_nothing() -> None:
+    g = gradient(4, 40)
+    g[1, 2] = float("nan")
+    assert triton_pure.peak(g).isnan()
+    counters = integers(4, 40, -50, 50)
+    before = counters.clone()
+    triton_pure.deposit(
+        counters, g, factors_of(g), torch.tensor(-60.0, device=DEVICE), 1, counter_named("int8"),
+        seed=1, tensor=2, step=torch.tensor(3, device=DEVICE),
+    )  # fmt: skip
+    assert torch.equal(counters, before)
+
+
+@pytest.mark.parametrize(("name", "is_binary"), [("int8", False), ("int4", True), ("none", False)])
+def test_firing_gives_the_references_integers(name: str, is_binary: bool) -> None:
+    rows, cols, counter = 5, 541, counter_named(name)
+    start = codes(rows, cols, is_binary), pack_counters(integers(rows, cols, -counter.bound, counter.bound, 1), counter)
+    kept = {}
+    for kernels in (torch_pure, triton_pure):
+        kept[kernels] = [tensor.clone() for tensor in start]
+        kept[kernels].append(kernels.fire(*kept[kernels], counter, cols, is_binary=is_binary))
+    for got, expected in zip(kept[triton_pure], kept[torch_pure], strict=True):
+        assert torch.equal(got, expected)
+    assert kept[triton_pure][2] > 0
+
+
+@pytest.mark.parametrize("is_binary", [False, True])
+def test_products_of_int8_are_exact(is_binary: bool) -> None:
+    w, x = codes(139, 203, is_binary), integers(21, 203, -127, 127).view(3, 7, 203)
+    expected = torch_pure.forward_product(x, w, torch.float64, is_binary=is_binary)
+    got = triton_pure.forward_product(x, w, torch.float32, is_binary=is_binary)
+    assert torch.equal(got.double(), expected)
+
+
+@pytest.mark.parametrize("is_binary", [False, True])
+def test_products_of_short_floats_round_once(is_binary: bool) -> None:
+    dtype = torch.bfloat16 if DEVICE.type == "cuda" else torch.float16  # the interpreter has no product of bfloat16
+    w, x = codes(139, 203, is_binary), torch.randn(3, 7, 203, device=DEVICE).to(dtype)
+    g = torch.randn(3, 7, 139, device=DEVICE).to(dtype)
+    y = triton_pure.forward_product(x, w, dtype, is_binary=is_binary)
+    back = triton_pure.input_gradient(g, w, 203, is_binary=is_binary)
+    # The float32 sum of about 200 numbers of size 1 is off by at most 200^2 2^-24; its rounding, by half a unit.
+    tolerance = {"rtol": torch.finfo(dtype).eps / 2, "atol": 2.5e-3}
+    exact = torch_pure.forward_product(x.double(), w, torch.float64, is_binary=is_binary)
+    torch.testing.assert_close(y.double(), exact, **tolerance)
+    exact = torch_pure.input_gradient(g.double(), w, 203, is_binary=is_binary)
+    torch.testing.assert_close(back.double(), exact, **tolerance)
+
+
+@pytest.mark.parametrize("is_binary", [False, True])
+@pytest.mark.parametrize("group_size", [0, 64])
+def test_code_sums(group_size: int, is_binary: bool) -> None:
+    w, g = codes(9, 203, is_binary), gradient(9, 203)
+    got = triton_pure.code_sums(g, w, group_size, is_binary=is_binary)
+    expected = torch_pure.code_sums(g.double(), w, group_size, is_binary=is_binary)
+    # a float32 sum of 203 terms, of up to 1e-3 each
+    torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("is_binary", [False, True])
+def test_unpacking(is_binary: bool) -> None:
+    w = codes(5, 541, is_binary)
+    assert w.shape[1] == packed_width(541, 1 if is_binary else 2)
+    for dtype in (torch.bfloat16, torch.float32):
+        expected = torch_pure.unpack(w, 541, dtype, is_binary=is_binary)
+        assert torch.equal(triton_pure.unpack(w, 541, dtype, is_binary=is_binary), expected)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="triton compiles on Linux")
+@pytest.mark.parametrize("architecture", [80, pytest.param(90, marks=pytest.mark.slow)])
+def test_kernels_compile_for_a_gpu_without_fused_sums(architecture: int) -> None:
+    """The interpreter takes what the compiler refuses; the compiler, with its assembler, needs no GPU."""
+    command = [sys.executable, str(Path(__file__).with_name("compile_triton.py")), str(architecture)]
+    cache = str(Path(__file__).parents[2] / "build" / "triton")
+    environment = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": cache, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        command, env=os.environ | environment, capture_output=True, text=True, timeout=280, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
