@@ -1,0 +1,198 @@
+"""One arm of benchmarks/pure_memory.py: a model made without floats, two steps of it, and the most the process had."""
+
+from __future__ import annotations
+
+import gc
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AutoModelForCausalLM, BitNetConfig
+
+from onebit.nn import (
+    create_pure1bit_optimizer,
+    pure_weights,
+    replace_linear_with_bitlinear,
+    replace_linear_with_pure1bit_linear,
+)
+from onebit.nn.pure_storage import pack_codes, pack_counters
+from onebit.optim.pure_deposit import row_chunks
+from onebit.train.memory import memory_of
+from onebit.train.memory_model import ModelOutline
+
+SHAPE = {"hidden_size": 2560, "intermediate_size": 6912, "num_attention_heads": 20, "num_key_value_heads": 5}
+TINY = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
+VOCABULARY = 128256
+PHASES = ("forward", "backward", "step")
+
+
+def measure(arm: str, layers: int, tokens: int) -> dict[str, Any]:
+    """Two steps of a model made here; bytes."""
+    torch.set_num_threads(1)
+    _steps(_model(arm, TINY, 2, 512), arm, torch.arange(16).unsqueeze(0))
+    gc.collect()
+    baseline = _resident("VmRSS")
+
+    began = time.perf_counter()
+    model = _model(arm, SHAPE, layers, VOCABULARY)
+    ids_BL = torch.randint(VOCABULARY, (1, tokens), generator=torch.Generator().manual_seed(0))
+    prepared = time.perf_counter()
+    peaks, after = _steps(model, arm, ids_BL)
+    seconds = (time.perf_counter() - prepared) / 2
+    activations = _saved_bytes(model, ids_BL)
+    table = model.get_input_embeddings().weight.nbytes
+    need = max(peak - (0 if phase == "step" else activations) for phase, peak in peaks.items()) - baseline - table
+    counted = _counted(arm, model.config)
+    return {
+        "arm": arm,
+        "layers": layers,
+        "weights": counted.weights_count,
+        "bytes_per_weight": need / counted.weights_count,
+        "need": need,
+        "between_steps": after - baseline - table,
+        "counted": counted.kept - table,
+        "baseline": baseline,
+        "table": table,
+        "activations": activations,
+        "peaks": peaks,
+        "seconds_building": round(prepared - began, 1),
+        "seconds_a_step": round(seconds, 1),
+    }
+
+
+def _model(arm: str, shape: dict[str, int], layers: int, vocabulary: int) -> Any:
+    """A model as the arm trains it: built without memory, then given codes or latents, matrix by matrix."""
+    config = BitNetConfig(
+        **shape,
+        num_hidden_layers=layers,
+        vocab_size=vocabulary,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    if arm == "hybrid":
+        replace_linear_with_bitlinear(model)
+    else:
+        grouped: Any = {"granularity": "per_group", "group_size": 128} if arm.endswith("/group128") else {}
+        counter: Any = arm[:4]
+        replace_linear_with_pure1bit_linear(model, counter=counter, **grouped)
+        _compute_in_float32(model)
+    model.to_empty(device="cpu")
+    model.tie_weights()
+    model.model.rotary_emb = type(model.model.rotary_emb)(config)
+    _fill(model)
+    model.get_input_embeddings().weight.requires_grad_(False)
+    return model.train()
+
+
+def _compute_in_float32(model: Any) -> None:
+    """Between the two uses of the table; a processor without bfloat16 arithmetic takes a hundred times longer in it."""
+    model.get_input_embeddings().register_forward_hook(lambda module, inputs, x_BLC: x_BLC.float())
+    model.get_output_embeddings().register_forward_pre_hook(lambda module, inputs: (inputs[0].bfloat16(),))
+
+
+@torch.no_grad()
+def _fill(model: Any) -> None:
+    """Random codes, counters and floats, of which a matrix has a part again and again; norms begin at 1."""
+    torch.manual_seed(0)
+    weights = pure_weights(model).values()
+    for weight in weights:
+        parts = list(row_chunks(*weight.shape, weight.device))
+        shape, inside = (parts[0].stop, weight.in_features), weight.counter.threshold
+        codes = pack_codes(torch.randint(-1, 2, shape, dtype=torch.int8), is_binary=False)
+        counters = pack_counters(torch.randint(1 - inside, inside, shape, dtype=torch.int8), weight.counter)
+        for part in parts:
+            weight.codes[part] = codes[: part.stop - part.start]
+            weight.counters[part] = counters[: part.stop - part.start]
+        weight.log_scale.fill_(-4.0)
+        weight.mean_magnitude.fill_(0.01)
+        for zero in (weight.row_moments, weight.column_moments, weight.deposits):
+            zero.zero_()
+    scales = {id(weight.log_scale) for weight in weights}
+    for parameter in (parameter for parameter in model.parameters() if id(parameter) not in scales):
+        if parameter.ndim == 1:
+            parameter.fill_(1.0)
+        else:
+            some = torch.randn(64, parameter.shape[1], dtype=parameter.dtype) * 0.02
+            for row in parameter.split(64):
+                row.copy_(some[: len(row)])
+
+
+def _steps(model: Any, arm: str, ids_BL: Tensor) -> tuple[dict[str, int], int]:
+    """Two steps; (the peak of the resident memory in each phase, the resident memory afterwards)."""
+    _, _, accumulation = arm.partition("+")
+    passes = 2 if accumulation else 1
+    helper = None
+    if arm == "hybrid":
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW(trained, lr=1e-4, foreach=False)
+    else:
+        more: Any = {"accumulation": accumulation} if accumulation else {}
+        optimizer, helper = create_pure1bit_optimizer(model, lr=1e-4, gradient_accumulation_steps=passes, **more)
+    peaks = dict.fromkeys(PHASES, 0)
+
+    def note(phase: str) -> None:
+        peaks[phase] = max(peaks[phase], _resident("VmHWM"))
+        _forget_peak()
+
+    _forget_peak()
+    for _ in range(2):
+        for _ in range(passes):
+            loss = _loss(model, ids_BL)
+            note("forward")
+            loss.backward()
+            note("backward")
+        optimizer.step()
+        optimizer.zero_grad()
+        note("step")
+    after = _resident("VmRSS")
+    if helper is not None:
+        helper.cleanup()
+    return peaks, after
+
+
+def _loss(model: Any, ids_BL: Tensor) -> Any:
+    logits_B1V = model(input_ids=ids_BL, use_cache=False, logits_to_keep=1).logits
+    return F.cross_entropy(logits_B1V[:, -1].float(), ids_BL[:, 0])
+
+
+def _resident(name: str) -> int:
+    """Bytes of this process: VmRSS, resident now; VmHWM, its peak since it was set back."""
+    (found,) = [row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith(name + ":")]
+    return int(found.split()[1]) * 1024
+
+
+def _forget_peak() -> None:
+    """The peak is what there is now."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def _counted(arm: str, config: Any) -> Any:
+    """What `onebit memory` says."""
+    method, _, accumulation = arm.partition("+")
+    method, _, grouped = method.partition("/")
+    name = "hybrid-bf16" if arm == "hybrid" else f"pure-{method}"
+    scales: Any = {"granularity": "per_group", "group_size": 128} if grouped else {"granularity": "per_tensor"}
+    more: Any = {"accumulate": True, "accumulation": accumulation} if accumulation else {}
+    return memory_of(ModelOutline(config, **scales).parameters, name, freeze_tables=True, **more)
+
+
+def _saved_bytes(model: Any, ids_BL: Tensor) -> int:
+    """What a forward pass saves for its backward pass, each storage once, without the model's own."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    saved: dict[int, Any] = {}
+
+    def keep(tensor: Any) -> Any:
+        saved[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = _loss(model, ids_BL)
+    total = sum(tensor.untyped_storage().nbytes() for pointer, tensor in saved.items() if pointer not in own)
+    del loss
+    return total
