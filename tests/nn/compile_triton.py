@@ -27,7 +27,6 @@ POINTERS = {
     torch.float32: "*fp32",
     torch.float64: "*fp64",
     torch.int8: "*i8",
-    torch.int32: "*i32",
     torch.int64: "*i64",
     torch.uint8: "*u8",
 }
@@ -59,7 +58,6 @@ def main() -> None:
     g_OI = torch.empty(ROWS, COLS, dtype=torch.bfloat16)
     factors = Factors(torch.empty(ROWS, 1), torch.empty(COLS), torch.tensor(True))
     one = torch.tensor(1.0)
-    triton_pure.peak(g_OI)
     triton_pure.square_sums(g_OI, one, ROWS)
     triton_pure.update_energy(g_OI, factors)
     codes = {is_binary: torch.empty(ROWS, COLS // (8 if is_binary else 4), dtype=torch.uint8) for is_binary in (0, 1)}

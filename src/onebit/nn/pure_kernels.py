@@ -121,9 +121,14 @@ def _problem(name: str, device: str) -> str:
     if name == "c" and device != "cpu":
         return f"the C kernels know CPU tensors only, not {device}"
     try:
-        _load(name)
+        kernels = _load(name)
     except (ImportError, OnebitError) as error:
         return str(error)
+    if name == "triton":
+        try:  # it compiles as it runs, for which a machine may lack a compiler, or be too old
+            kernels.unpack(torch.zeros(1, 1, dtype=torch.uint8, device=device), 4, torch.float32, is_binary=False)
+        except Exception as error:
+            return f"a Triton kernel does not run ({error})"
     return ""
 
 

@@ -29,7 +29,6 @@ __all__ = [
     "fire",
     "forward_product",
     "input_gradient",
-    "peak",
     "square_sums",
     "unpack",
     "update_energy",
@@ -38,14 +37,6 @@ __all__ = [
 _PER_BYTE = {"int8": 1, "int4": 2, "none": 4}
 _SQUARES = (32, 128)  # rows, columns of a tile of float64: 32 numbers, 64 registers, a thread
 _TILE = (4, 512)
-
-
-def peak(g_OI: Tensor) -> Tensor:
-    """As `PureKernels.peak`."""
-    g_OI = g_OI.contiguous()
-    largest = g_OI.new_zeros((), dtype=torch.int32)
-    launch(_peak, _grid(g_OI, _TILE), g_OI, largest, *g_OI.shape, *_TILE)
-    return largest.view(torch.float32)
 
 
 def square_sums(g_OI: Tensor, peak: Tensor, rows: int) -> tuple[Tensor, Tensor]:
@@ -127,16 +118,6 @@ def fire(codes_OB: Tensor, counters_OB: Tensor, counter: Counter, cols: int, *, 
 
 def _grid(x_OI: Tensor, tile: tuple[int, int]) -> tuple[int, int]:
     return triton.cdiv(x_OI.shape[0], tile[0]), triton.cdiv(x_OI.shape[1], tile[1])
-
-
-@triton.jit
-def _peak(g, largest, rows, cols, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    x = load_matrix(g, row, column, rows, cols).to(tl.float32)
-    # Without their sign, floats are in the order of their bits, infinity after all numbers and NaN after it.
-    bits = x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
-    tl.atomic_max(largest, tl.max(tl.max(bits, 1), 0), sem="relaxed")
 
 
 @triton.jit
