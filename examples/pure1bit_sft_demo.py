@@ -19,9 +19,10 @@ from pathlib import Path
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, set_seed
 
 from onebit import Model
-from onebit.cli.export import export
 from onebit.data import END_OF_TEXT, train_tokenizer
 from onebit.errors import OnebitError
+from onebit.formats.checkpoint import from_checkpoint
+from onebit.formats.onebit_file import write
 from onebit.models.quiet import quiet_transformers
 from onebit.train.memory import memory_of
 from onebit.train.memory_model import outline_of
@@ -102,7 +103,7 @@ def demonstrate(folder: Path, steps: int) -> None:
     print(f"loss fell from {losses[0]:.3f} to {losses[-1]:.3f} nats a token")
     print("what training takes of the ternary layers: weights, scales, gradients and optimizer")
     compare_memory(run)
-    export(run, file)
+    print(f"{file}: {write(file, from_checkpoint(run)):,} bytes")
     model = Model(file)
     right = 0
     for question, answer in ROWS:
