@@ -53,19 +53,19 @@ def test_the_guides_loop() -> None:
     create_pure1bit_optimizer(model)  # the model can be trained again
 
 
-def test_eta_is_two_lr_over_the_mean_weight_and_follows_the_schedule() -> None:
+def test_eta_is_two_lr_over_the_mean_weight_and_follows_the_root_of_the_schedule() -> None:
     model = pure_model()
     optimizer, helper = create_pure1bit_optimizer(model, lr=1e-3)
     weight = model.up.weight
     assert optimizer.eta(weight).item() == pytest.approx(2e-3 / weight.mean_magnitude.item())
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5)
-    assert schedule.get_last_lr()[0] == 5e-4
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.25)
+    assert schedule.get_last_lr()[0] == 2.5e-4
     assert optimizer.eta(weight).item() == pytest.approx(1e-3 / weight.mean_magnitude.item())
     helper.cleanup()
     optimizer, helper = create_pure1bit_optimizer(model, lr=1e-3, eta=0.12)
     for group in optimizer.param_groups:
         group["lr"] *= 0.25
-    assert optimizer.eta(weight).item() == pytest.approx(0.03)
+    assert optimizer.eta(weight).item() == pytest.approx(0.06)
     helper.cleanup()
     binary = pure_model(quantizer="binary")
     optimizer, _ = create_pure1bit_optimizer(binary, lr=1e-3)
@@ -203,6 +203,24 @@ def test_a_resumed_run_is_the_same_to_the_bit(counter: str) -> None:
         optimizer.step()
         optimizer.zero_grad()
     assert not differing(straight, resumed)
+
+
+def test_a_resumed_run_may_have_other_microbatches() -> None:
+    model = pure_model()
+    kept = train(model, 1, gradient_accumulation_steps=1, seed=5)
+    state = kept.state_dict()
+    kept.detach()
+    optimizer, helper = create_pure1bit_optimizer(model, gradient_accumulation_steps=2)
+    optimizer.load_state_dict(state)
+    assert optimizer.seed == 5
+    for part in IDS[1].chunk(2):
+        loss_of(model, part).backward()
+    assert model.up.weight.gradient_sum is not None
+    helper.cleanup()
+    optimizer, _ = create_pure1bit_optimizer(model)  # not told: the file knows
+    optimizer.load_state_dict(state)
+    loss_of(model, IDS[1]).backward()
+    assert model.up.weight.gradient_sum is None
 
 
 def test_the_seed_and_the_name_decide_the_random_numbers() -> None:

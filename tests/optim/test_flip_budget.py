@@ -15,8 +15,8 @@ from onebit.quant.counters import counter_named, fire, round_stochastically
 def test_a_cosine_gives_the_closed_form() -> None:
     steps = 1000
     cosine = [0.5 * (1 + math.cos(math.pi * step / steps)) for step in range(steps)]
-    # The mean of the squared cosine decay is 3/8, up to its first term's 0.5 / steps.
-    assert eta_from_flip_budget(0.5, cosine) == pytest.approx(math.sqrt(0.5 / (0.375 * steps)), rel=1e-3)
+    # The mean of a cosine decay is 1/2, up to its first term's 0.5 / steps.
+    assert eta_from_flip_budget(0.5, cosine) == pytest.approx(math.sqrt(0.5 / (0.5 * steps)), rel=1e-3)
 
 
 def test_noise_spends_the_budget() -> None:

@@ -1,7 +1,8 @@
 """eta of pure training from how often a weight may move in a whole run, instead of from a learning rate.
 
 Gradients that are noise alone move a counter like a random walk: after deposits of size 1 with the shares eta_t it has
-spread over sum eta_t^2 thresholds squared, and fires about as often. Signal fires on top, but most of what a counter
+spread over sum eta_t^2 thresholds squared, and fires about as often. eta_t^2 is eta^2 times what the schedule makes of
+the rate (`Pure1BitOptimizer.eta`). Signal fires on top, but most of what a counter
 sees is noise, and weights at the end of their range stay where they are: measured runs make a third to four fifths of
 the moves that this predicts. It is a bound to plan with.
 """
@@ -20,9 +21,9 @@ def eta_from_flip_budget(moves: float, factors: Iterable[float]) -> float:
     """The eta at which noise moves a weight `moves` times in a run, on average.
 
     factors: what a schedule multiplies the rate with, for each step of the run (1.0 at its peak); a cosine over T steps
-    gives sqrt(moves / (0.375 T)). Raises ConfigError for numbers that no eta satisfies.
+    gives sqrt(2 moves / T). Raises ConfigError for numbers that no eta satisfies.
     """
-    energy = math.fsum(factor * factor for factor in factors)
+    energy = math.fsum(factors)
     if not moves > 0 or not math.isfinite(moves):
         raise ConfigError(f"the flip budget is {moves}, expected a positive number of moves a weight, such as 0.5")
     if not energy > 0:

@@ -131,15 +131,18 @@ class Pure1BitOptimizer(torch.optim.AdamW):
     def eta(self, weight: FiringWeight) -> Tensor:
         """The share of the threshold that an update of size 1 deposits into this weight now, float32 [].
 
-        For a rule that is not the counters': the share of its rate.
+        It follows the square root of what a scheduler makes of the rate: noise fires a counter eta^2 times a step, so
+        that codes settle as the rate falls, no sooner. For a rule that is not the counters': the share of its rate.
         """
         group = self._pure_group()
+        share = group["lr"] / group["peak_lr"]
         if group.get("rule") is not None:
-            return torch.full_like(weight.mean_magnitude, group["lr"] / group["peak_lr"])
+            return torch.full_like(weight.mean_magnitude, share)
         if group["eta"] is None:
-            eta = eta_from_lr(group["lr"], weight.mean_magnitude, is_binary=weight.is_binary)
+            eta = eta_from_lr(group["peak_lr"], weight.mean_magnitude, is_binary=weight.is_binary)
         else:
-            eta = torch.full_like(weight.mean_magnitude, group["eta"] * group["lr"] / group["peak_lr"])
+            eta = torch.full_like(weight.mean_magnitude, group["eta"])
+        eta = eta * share**0.5
         if group["accumulation"] == "deposit":
             eta = eta / (group["gradient_accumulation_steps"] or 1) ** 0.5
         return eta
@@ -184,6 +187,16 @@ class Pure1BitOptimizer(torch.optim.AdamW):
         super().zero_grad(set_to_none)
         for weight in self._weights.values():
             weight.forget()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As every optimizer; the number of backward passes in a step stays as it was given to this one.
+
+        A run that goes on with another number of processes has another.
+        """
+        steps = self._pure_group()["gradient_accumulation_steps"]
+        super().load_state_dict(state_dict)
+        if steps is not None:
+            self._pure_group().update(gradient_accumulation_steps=steps, sums=steps > 1)
 
     def detach(self) -> None:
         """Let go of the weights: backward passes change nothing any more."""
