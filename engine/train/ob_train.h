@@ -10,7 +10,7 @@
 #include "onebit.h"
 
 /* Raised when a signature below changes. */
-#define OB_TRAIN_VERSION 1u
+#define OB_TRAIN_VERSION 2u
 OB_API uint32_t ob_train_version(void);
 /* The instruction set that the kernels were chosen for: "avx512", "avx2" or "baseline". */
 OB_API const char *ob_train_isa(void);
@@ -52,5 +52,10 @@ OB_API void ob_train_unpack(const uint8_t *codes_OB, uint32_t rows, uint32_t col
 /* Sums of g times the codes over groups of `group` columns. */
 OB_API void ob_train_code_sums(const ob_train_gradient *g, const uint8_t *codes_OB, int32_t is_binary, uint32_t group,
                                float *sums_OG);
+/* Whether ob_train_product is faster here than a product of floats: AVX2. */
+OB_API int32_t ob_train_has_product(void);
+/* y = x codes^T, exact. x_TI: codes of int8, [tokens, cols]; y_TO: whole numbers. 0: no memory. */
+OB_API int32_t ob_train_product(const int8_t *x_TI, uint32_t tokens, uint32_t cols, const uint8_t *codes_OB, uint32_t rows,
+                                int32_t is_binary, float *y_TO, uint32_t threads);
 
 #endif

@@ -4,6 +4,7 @@
 #define INLINE TARGET OB_INLINE
 #include "ob_train_random.h"
 
+#include <math.h>
 #include <string.h>
 
 enum { PART = OB_TRAIN_PART };
@@ -11,16 +12,16 @@ enum { PART = OB_TRAIN_PART };
 /* The sum of `count` exact terms, which may be added in any order; x is overwritten. */
 STATIC double sum_exact(double *x, uint32_t count) {
     while (count > 1) {
-        uint32_t half = count / 2, rest = count - half;
-        for (uint32_t i = 0; i < half; i++) x[i] += x[i + rest];
-        count = rest;
+        size_t half = count / 2, rest = count - half;
+        for (size_t i = 0; i < half; i++) x[i] += x[i + rest];
+        count = (uint32_t)rest;
     }
     return x[0];
 }
 
 STATIC double squares(const float *restrict g, uint32_t count, double shift, double *restrict column_I) {
     double term[PART];
-    for (uint32_t i = 0; i < count; i++) {
+    for (size_t i = 0; i < count; i++) {
         double x = g[i];
         term[i] = x * x + shift - shift;
         column_I[i] += term[i];
@@ -31,7 +32,7 @@ STATIC double squares(const float *restrict g, uint32_t count, double shift, dou
 STATIC double energy(const float *restrict g, uint32_t count, float row, const float *restrict column_I, double largest,
                             double shift) {
     double term[PART];
-    for (uint32_t i = 0; i < count; i++) {
+    for (size_t i = 0; i < count; i++) {
         double x = g[i] * row * column_I[i];
         x = x * x;
         x = x < largest ? x : largest;
@@ -46,16 +47,23 @@ INLINE void add_rounded(int8_t *restrict counts, const float *restrict g, uint32
                                   uint32_t power, int32_t bound) {
     /* What lies beyond moves any counter to its bound. */
     const float most = 300.0f;
-    for (uint32_t i = 0; i < count; i++) {
+    float deposit[PART];
+    int32_t change[PART];
+    for (size_t i = 0; i < count; i++) {
         float u = g[i] * factor * column_I[i];
-        float x = power == 1 ? u : power == 2 ? (u < 0.0f ? -u : u) * u : u * u * u;
+        float x = power == 1 ? u : power == 2 ? fabsf(u) * u : u * u * u;
         x *= coefficient;
         x = x < most ? x : most;
-        x = x > -most ? x : -most;
-        float floor = (float)(int32_t)x;
-        floor -= floor > x ? 1.0f : 0.0f;
-        float limit = (x - floor) * 65536.0f - 32768.5f;
-        int32_t n = (int32_t)floor + ((float)random[i] < limit ? 1 : 0) + counts[i];
+        deposit[i] = x > -most ? x : -most;
+    }
+    for (size_t i = 0; i < count; i++) {
+        int32_t floor = (int32_t)deposit[i];
+        floor -= (float)floor > deposit[i];
+        float limit = (deposit[i] - (float)floor) * 65536.0f - 32768.5f;
+        change[i] = floor + ((float)random[i] < limit);
+    }
+    for (size_t i = 0; i < count; i++) {
+        int32_t n = counts[i] + change[i];
         n = n < bound ? n : bound;
         counts[i] = (int8_t)(n > -bound ? n : -bound);
     }
@@ -75,7 +83,7 @@ STATIC uint32_t fire(int8_t *restrict codes, int8_t *restrict counts, uint32_t c
     const int8_t above = (int8_t)threshold, below = (int8_t)-threshold;
     const int8_t again = is_binary ? -1 : 0; /* a binary code moves two levels */
     uint32_t moved = 0;
-    for (uint32_t i = 0; i < count; i++) {
+    for (size_t i = 0; i < count; i++) {
         int8_t n = counts[i], code = codes[i];
         int8_t move = (int8_t)((n >= above && code < 1 ? 1 : 0) - (n <= below && code > -1 ? 1 : 0));
         codes[i] = (int8_t)(code + move + (move & again));
@@ -88,17 +96,17 @@ STATIC uint32_t fire(int8_t *restrict codes, int8_t *restrict counts, uint32_t c
 /* Terms are added in halves, so that the order depends on their number alone. */
 STATIC float dot(const float *restrict g, const float *restrict codes, uint32_t count) {
     float term[PART];
-    for (uint32_t i = 0; i < count; i++) term[i] = g[i] * codes[i];
+    for (size_t i = 0; i < count; i++) term[i] = g[i] * codes[i];
     while (count > 1) {
-        uint32_t half = count / 2, rest = count - half;
-        for (uint32_t i = 0; i < half; i++) term[i] += term[i + rest];
-        count = rest;
+        size_t half = count / 2, rest = count - half;
+        for (size_t i = 0; i < half; i++) term[i] += term[i + rest];
+        count = (uint32_t)rest;
     }
     return term[0];
 }
 
 STATIC void widen(const uint16_t *restrict from, uint32_t count, float *restrict to) {
-    for (uint32_t i = 0; i < count; i++) {
+    for (size_t i = 0; i < count; i++) {
         uint32_t bits = (uint32_t)from[i] << 16;
         memcpy(to + i, &bits, 4);
     }

@@ -14,7 +14,7 @@ from onebit.errors import EngineError
 
 __all__ = ["BFLOAT16", "FLOAT32", "INT8", "Counters", "Gradient", "training_library"]
 
-VERSION = 1
+VERSION = 2
 FLOAT32, BFLOAT16, INT8 = 0, 1, 2
 
 
@@ -42,6 +42,11 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     ),
     "ob_train_fire": (c_int64, [c_void_p, _COUNTERS, c_uint32, c_uint32, c_int32, c_int32, c_uint32]),
     "ob_train_unpack": (None, [c_void_p, c_uint32, c_uint32, c_int32, c_uint32, c_void_p, c_uint32]),
+    "ob_train_has_product": (c_int32, []),
+    "ob_train_product": (
+        c_int32,
+        [c_void_p, c_uint32, c_uint32, c_void_p, c_uint32, c_int32, c_void_p, c_uint32],
+    ),
     "ob_train_code_sums": (None, [_GRADIENT, c_void_p, c_int32, c_uint32, c_void_p]),
 }
 

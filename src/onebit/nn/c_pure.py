@@ -16,6 +16,7 @@ from torch import Tensor
 
 from onebit.engine.training import BFLOAT16, FLOAT32, INT8, Counters, Gradient, training_library
 from onebit.nn import torch_pure
+from onebit.nn.straight_through_linear import HAS_INT8_PRODUCT
 from onebit.optim.pure_deposit import ENERGY_SHIFT, LARGEST_SQUARE, Factors, square_shift
 from onebit.quant.counters import Counter
 
@@ -135,8 +136,16 @@ def unpack(codes_OB: Tensor, cols: int, dtype: torch.dtype, *, is_binary: bool) 
 
 
 def forward_product(x_TI: Tensor, codes_OB: Tensor, dtype: torch.dtype, *, is_binary: bool) -> Tensor:
-    """As `PureKernels.forward_product`."""
-    return F.linear(x_TI.to(dtype), unpack(codes_OB, x_TI.shape[-1], dtype, is_binary=is_binary))
+    """As `PureKernels.forward_product`; of int8 codes exact, however large the sums, and rounded once."""
+    cols, rows = x_TI.shape[-1], codes_OB.shape[0]
+    if x_TI.dtype != torch.int8 or not (HAS_INT8_PRODUCT or _C.ob_train_has_product()):
+        return F.linear(x_TI.to(dtype), unpack(codes_OB, cols, dtype, is_binary=is_binary))
+    x = x_TI.reshape(-1, cols).contiguous()
+    if HAS_INT8_PRODUCT:
+        y = torch._int_mm(x, unpack(codes_OB, cols, torch.int8, is_binary=is_binary).t())
+    else:
+        y = _product(x, codes_OB.contiguous(), is_binary)
+    return y.to(dtype).view(*x_TI.shape[:-1], rows)
 
 
 def input_gradient(g_TO: Tensor, codes_OB: Tensor, cols: int, *, is_binary: bool) -> Tensor:
@@ -153,6 +162,22 @@ def code_sums(g_OI: Tensor, codes_OB: Tensor, group_size: int, *, is_binary: boo
     sums_OG = torch.empty(g_OI.shape[0], -(-g_OI.shape[1] // group))
     _C.ob_train_code_sums(byref(_gradient(g_OI)), codes_OB.data_ptr(), is_binary, group, sums_OG.data_ptr())
     return sums_OG
+
+
+def _product(x_TI: Tensor, codes_OB: Tensor, is_binary: bool) -> Tensor:
+    y_TO = torch.empty(x_TI.shape[0], codes_OB.shape[0])
+    made = _C.ob_train_product(
+        x_TI.data_ptr(),
+        *x_TI.shape,
+        codes_OB.data_ptr(),
+        codes_OB.shape[0],
+        is_binary,
+        y_TO.data_ptr(),
+        torch.get_num_threads(),
+    )
+    if not made:
+        raise MemoryError("no memory for the digits of a matrix of codes")
+    return y_TO
 
 
 def _gradient(g_OI: Tensor) -> Gradient:
