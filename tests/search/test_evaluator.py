@@ -14,8 +14,9 @@ from onebit.eval.evaluate import evaluate
 from onebit.eval.forms import open_checkpoint, open_form
 from onebit.formats.checkpoint import from_checkpoint, load_model, texts_of
 from onebit.formats.onebit_file import write
+from onebit.quant import WeightQuantizer, fake_quantize
 from onebit.search.cache import ScoreCache
-from onebit.search.curvature import curvature_of
+from onebit.search.curvature import _moments, curvature_of
 from onebit.search.evaluator import Evaluator, HeldOut, Score
 from onebit.search.opening import open_data, open_model
 from onebit.search.settings import EvaluationSettings
@@ -57,7 +58,8 @@ def test_states_that_are_reused_change_no_bit(untied: Path, text: Path) -> None:
     changed = [(*base[:unit], (base[unit] + 1) % 5, *base[unit + 1 :]) for unit in reversed(range(len(base)))]
     kept = Evaluator(model, data)
     reused = [kept.score(space.map_of(choice)) for choice in [base, *changed, base]]
-    assert kept.prefix.reused >= len(space.units)
+    # Two layers under the head, one under each of the six matrices of the second, two when the base comes again.
+    assert kept.prefix.reused == 2 + 6 + 2
     fresh = Evaluator(load_model(untied), data, state_bytes=0)
     assert reused == [fresh.score(space.map_of(choice)) for choice in [base, *changed, base]]
     assert fresh.prefix.reused == 0
@@ -86,14 +88,36 @@ def test_a_text_or_context_that_the_model_cannot_read_is_refused(checkpoint: Pat
         open_model(EvaluationSettings(checkpoint=text, val_data=text))
 
 
-def test_curvature_ranks_levels_as_their_error_does(checkpoint: Path, text: Path) -> None:
+def test_curvature_is_the_slope_and_grows_with_the_error(checkpoint: Path, text: Path) -> None:
     model, data, space = opened(checkpoint, text)
     added_UL = curvature_of(model, data, space)(space.uniform("float16"))
     assert added_UL.shape == (len(space.units), len(LEVELS))
-    assert abs(added_UL[:, -1]).max() == 0.0
-    names = [space.levels.index(level) for level in ("int8", "int4", "binary")]
-    totals = added_UL.sum(0)[names]
-    assert totals[0] < totals[1] < totals[2]
+    assert abs(added_UL[:, -1]).max() == 0.0  # no change, no loss
+    totals = dict(zip(LEVELS, added_UL.sum(0), strict=True))
+    assert totals["binary"] > max(totals["int4"], totals["int8"])
+    # The slope by finite differences, along what int4 does to one matrix.
+    gradients, fisher = _moments(model, data)
+    weight = model.model.layers[0].mlp.up_proj.weight
+    change = fake_quantize(weight.detach(), WeightQuantizer.for_level("int4")) - weight.detach()
+    losses = []
+    with torch.no_grad():
+        for step in (0.5, -0.5):
+            weight += step * change
+            losses.append(mean_of_windows(model, data))
+            weight -= step * change
+    slope = float((gradients[id(weight)] * change).sum())
+    assert slope == pytest.approx(losses[0] - losses[1], rel=0.05, abs=2e-5)  # float16 weights: steps are rounded
+    assert fisher[id(weight)].min() >= 0.0
+
+
+def mean_of_windows(model: Any, data: HeldOut) -> float:
+    """Every window alike, the shorter last one too."""
+    found = []
+    for ids_BL in data.batches:
+        logits_BLV = model(input_ids=ids_BL[:, :-1]).logits.double()
+        losses_BL = torch.nn.functional.cross_entropy(logits_BLV.transpose(1, 2), ids_BL[:, 1:], reduction="none")
+        found += losses_BL.mean(1).tolist()
+    return sum(found) / len(found)
 
 
 def test_scores_are_kept_on_disk_under_checkpoint_data_and_map(tmp_path: Path) -> None:

@@ -185,3 +185,22 @@ def test_settings_that_cannot_work_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=says):
         settings_of(checkpoint, text, tmp_path, **changes)
+
+
+def test_the_command_of_the_seed_under_its_old_name(
+    checkpoint: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from onebit.cli import aliases
+
+    seed = f"--model-config {checkpoint}/config.json --checkpoint {checkpoint}/model.safetensors --val-data {text}"
+    seed += f" --tokenizer {checkpoint}/tokenizer.json --max-size-mb 100 --output {tmp_path}/best_config.json"
+    small = "--units layer --levels binary,int8 --max_tokens 128 --quiet"
+    monkeypatch.setattr(sys, "argv", ["onebit-search", *seed.split(), *small.split()])
+    with pytest.raises(SystemExit) as left:
+        aliases.search()
+    assert left.value.code == 0
+    told = json.loads((tmp_path / "best_config.json").read_text())
+    keys = {"config", "layer_bit_map", "accuracy", "perplexity", "size_mb", "compression_ratio", "search_time_secs"}
+    assert keys | {"evaluations"} <= told.keys()
+    assert told["evaluations"] == 8  # all there are
+    assert told["config"]["bit_width_map"] == told["layer_bit_map"]

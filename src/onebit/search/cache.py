@@ -19,6 +19,7 @@ from onebit.search.evaluator import Score
 __all__ = ["ScoreCache"]
 
 _IN_MEMORY = 4096
+_PATIENCE = 60.0  # seconds that another search may be writing
 
 
 class ScoreCache:
@@ -28,7 +29,8 @@ class ScoreCache:
         self._prefix = "|".join(fingerprints)
         self._recent: OrderedDict[str, Score] = OrderedDict()
         try:
-            self._database = sqlite3.connect(":memory:" if path is None else path)
+            self._database = sqlite3.connect(":memory:" if path is None else path, timeout=_PATIENCE)
+            self._database.execute("PRAGMA synchronous = NORMAL")  # a killed process loses nothing all the same
             self._database.execute(
                 "CREATE TABLE IF NOT EXISTS scores (key TEXT PRIMARY KEY, loss REAL, accuracy REAL, tokens INTEGER,"
                 " map TEXT)"

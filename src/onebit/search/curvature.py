@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from onebit.models.bit_width_map import apply_bit_width_map
+from onebit.models.bit_width_map import apply_bit_width_map, level_settings
 from onebit.models.config import OneBitConfig
 from onebit.quant import fake_quantize
 from onebit.search.evaluator import HeldOut
@@ -51,8 +51,7 @@ def curvature_of(model: Any, data: HeldOut, space: Space) -> Callable[[Choice], 
 
 
 def _read(config: OneBitConfig, name: str, level: str, weight: Tensor) -> Tensor:
-    told = OneBitConfig.from_dict({**config.to_dict(), "tie_word_embeddings": False, "bit_width_map": {name: level}})
-    spec = told.weight_quantizer(name)
+    spec, _ = level_settings(config, name, level)
     assert spec is not None
     return fake_quantize(weight, spec)
 

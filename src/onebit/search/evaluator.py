@@ -21,7 +21,7 @@ from torch import Tensor
 from onebit.errors import ConfigError, DataError
 from onebit.eval.evaluate import prepare
 from onebit.eval.perplexity import windows
-from onebit.models.bit_width_map import apply_bit_width_map
+from onebit.models.bit_width_map import level_settings
 from onebit.search.prefix import PrefixStates
 
 __all__ = ["Evaluator", "HeldOut", "Score", "held_out"]
@@ -82,26 +82,38 @@ class Evaluator:
     def __init__(self, model: Any, data: HeldOut, *, state_bytes: int = STATE_BYTES) -> None:
         self.model = model.eval().float()
         device = next(model.parameters()).device
+        modules = {**dict(model.model.named_modules()), "lm_head": model.lm_head}
+        self._modules = {name: modules[name] for name in model.config.module_names()}
+        self._settings: dict[tuple[str, str], Any] = {}
         self._targets_BL = [ids_BL[:, 1:].to(device) for ids_BL in data.batches]
         self.prefix = PrefixStates(model, [ids_BL[:, :-1].to(device) for ids_BL in data.batches], state_bytes)
 
     def score(self, levels: Mapping[str, str]) -> Score:
-        """Loss and top-1 accuracy of a map."""
-        apply_bit_width_map(self.model, levels)
+        """Loss and top-1 accuracy of a map {module: level} of all modules."""
+        self._apply(levels)
         total, hits, tokens = 0.0, 0, 0
         for logits_BLV, targets_BL in zip(self.prefix.logits(self._stages(levels)), self._targets_BL, strict=True):
             loss, right = _sums(logits_BLV, targets_BL)
             total, hits, tokens = total + loss, hits + right, tokens + targets_BL.numel()
         return Score(total / tokens, hits / tokens, tokens)
 
+    def _apply(self, levels: Mapping[str, str]) -> None:
+        """What `apply_bit_width_map` does, without a new configuration for every map."""
+        if levels.keys() != self._modules.keys():
+            raise ConfigError("a map that is scored must give a level to every module, by name")
+        for name, level in levels.items():
+            if (name, level) not in self._settings:
+                self._settings[name, level] = level_settings(self.model.config, name, level)
+            module = self._modules[name]
+            module.weight_quantizer, activation = self._settings[name, level]
+            if name != "embed_tokens":
+                module.activation_quantizer = activation
+
     def _stages(self, levels: Mapping[str, str]) -> Sequence[str]:
         """What decides the embedding, each layer, and the head, as one text each."""
-        stages: dict[str, list[str]] = {"embed_tokens": []}
-        stages |= {f"layers.{i}": [] for i in range(self.model.config.num_layers)}
-        stages["lm_head"] = []
-        for name in self.model.config.module_names():
-            stage = ".".join(name.split(".")[:2])
-            stages[stage].append(f"{name}={self.model.config.level(name)}")
+        stages: dict[str, list[str]] = {".".join(name.split(".")[:2]): [] for name in self._modules}
+        for name in self._modules:
+            stages[".".join(name.split(".")[:2])].append(levels[name])
         return [" ".join(parts) for parts in stages.values()]
 
 

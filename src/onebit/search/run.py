@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from onebit.errors import ConfigError, OnebitError
+from onebit.models.bit_width_map import apply_bit_width_map
 from onebit.search.cache import ScoreCache
 from onebit.search.curvature import curvature_of
 from onebit.search.evaluator import Evaluator, Score
@@ -106,16 +107,14 @@ def evaluate_map(settings: EvaluationSettings, levels: dict[str, str]) -> tuple[
     """The score of one map, and the bytes of its exported file; every matrix must have a level of the space."""
     torch.set_num_threads(settings.threads)
     model = open_model(settings)
-    told = replace_config_map(model, levels)
+    told = _expanded(model, levels)
     space = open_space(model, **texts_beside(settings))
     choice = space.choice_of(told)
     return Evaluator(model, open_data(settings, model)).score(space.map_of(choice)), space.size(choice)
 
 
-def replace_config_map(model: Any, levels: dict[str, str]) -> dict[str, str]:
+def _expanded(model: Any, levels: dict[str, str]) -> dict[str, str]:
     """A map that may hold patterns as {module: level} of every module it gives a level."""
-    from onebit.models.bit_width_map import apply_bit_width_map
-
     apply_bit_width_map(model, levels)
     found = {name: model.config.level(name) for name in model.config.module_names()}
     if missing := [name for name, level in found.items() if level is None]:

@@ -19,6 +19,7 @@ from onebit.formats.export_tensors import check_choices, geometry_of, is_matrix
 from onebit.formats.layout import Geometry, Layout, align
 from onebit.formats.onebit_writer import json_bytes, meta_bytes
 from onebit.formats.records import SECTION_BYTES
+from onebit.models.bit_width_map import level_settings
 from onebit.models.config import OneBitConfig
 
 __all__ = ["LEVELS", "Choice", "Grouping", "Levels", "Space", "Unit", "check_levels", "open_space"]
@@ -160,9 +161,7 @@ def open_space(
 
 
 def _geometry(plan: TensorPlan, level: str, config: OneBitConfig, choices: Any) -> Geometry:
-    name = _module_of(plan)
-    told = OneBitConfig.from_dict({**config.to_dict(), "tie_word_embeddings": False, "bit_width_map": {name: level}})
-    spec = told.weight_quantizer(name)
+    spec, _ = level_settings(config, _module_of(plan), level)
     assert spec is not None  # float32 is not among the levels
     return geometry_of(plan.rows, plan.cols, spec, choices)
 

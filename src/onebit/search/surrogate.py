@@ -19,8 +19,8 @@ from onebit.search.trials import Trial, Trials
 
 __all__ = ["Surrogate", "changed", "measure_around"]
 
-_RELATIVE_ERROR = 0.5  # of a term: interactions of units change it about that much
-_NOISE = 1e-3  # nats: what a sum of terms cannot follow anyway
+_RELATIVE_ERROR = 0.2  # of a term; more lets few choices bend many terms (0.5 predicted unseen choices worse)
+_NOISE = 1e-3  # nats: the least that is taken for what a sum of terms cannot follow
 
 
 def changed(choice: Choice, unit: int, level: int) -> Choice:
@@ -57,7 +57,9 @@ class Surrogate:
         spread_K[-1] = _RELATIVE_ERROR * np.abs(self._prior_UL).max(1).sum()
         wrong_N = np.array([trial.score.loss for trial in kept]) - picked_NK @ prior_K
         scaled_NK = picked_NK * spread_K
-        covariance_NN = scaled_NK @ scaled_NK.T + _NOISE**2 * np.eye(len(kept))
+        # Terms of pairs are no noise, but a sum can only average them out.
+        noise = max(float(np.std(wrong_N)), _NOISE)
+        covariance_NN = scaled_NK @ scaled_NK.T + noise**2 * np.eye(len(kept))
         fitted_K = prior_K + spread_K * (scaled_NK.T @ np.linalg.solve(covariance_NN, wrong_N))
         self.offset, self.cost_UL = float(fitted_K[-1]), fitted_K[:-1].reshape(units, levels)
 

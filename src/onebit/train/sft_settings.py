@@ -199,11 +199,10 @@ class SftSettings:
         for name, why in (
             ("use_peft", "trains adapters over frozen codes"),
             ("tables", "quantises embeddings, which --pure keeps float"),
+            ("bit_width_map", "gives levels to latents, which --pure does not have"),
         ):
             if getattr(self, name):
                 raise ConfigError(f"--{name.replace('_', '-')} {why}; drop it or --pure")
-        if "fsdp" in self.trl:
-            raise ConfigError("--fsdp shards parameters, and the codes of --pure are none; drop one of them")
 
     def _default(self, name: str) -> Any:
         return self.__dataclass_fields__[name].default
