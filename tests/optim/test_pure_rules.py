@@ -98,8 +98,7 @@ def _buffer(gs: list[Array], w: Array, codes: Array, scale: Array, levels: list[
 def _bop(gs: list[Array], w: Array, codes: Array, scale: Array, levels: list[int], weight: PureWeight) -> Array:
     codes, m, square = codes.copy(), np.zeros_like(codes), 0.0
     for t, g in enumerate(gs):
-        gamma = 0.1 * _share(t)
-        m = (1 - gamma) * m + gamma * g
+        m = 0.9 * m + 0.1 * g
         square = 0.99 * square + 0.01 * float((g**2).mean())
         threshold = 0.2 * np.sqrt(square / (1 - 0.99 ** (t + 1)))
         for place in np.ndindex(codes.shape):

@@ -150,7 +150,8 @@ class Bop(Rule):
     """A code moves one level against m <- (1 - gamma) m + gamma g where |m| > tau; m goes on as it is.
 
     tau is in units of the running root mean square of the matrix's gradients, so that one number serves all matrices.
-    gamma follows the scheduler, as the paper's is decayed.
+    gamma stays, whatever the scheduler does: decayed with the learning rate, at tau = 0.2, a small model was 0.11 bits
+    per byte behind after 150 of 200 steps. The paper decays it.
     """
 
     name: ClassVar[str] = "bop"
@@ -168,7 +169,7 @@ class Bop(Rule):
     def deposit(self, state: State, g_OI: Tensor, share: Tensor) -> None:
         state["count"].add_(1)
         state["square"].lerp_(g_OI.square().mean(), 1 - _SQUARE_DECAY)
-        state["average"].lerp_(g_OI, self.gamma * share)
+        state["average"].lerp_(g_OI, self.gamma)
 
     def fire(
         self, state: State, codes_OI: Tensor, scale: Tensor, share: Tensor, random: Callable[[], Tensor], gap: int
