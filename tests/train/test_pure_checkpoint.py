@@ -137,6 +137,23 @@ def test_another_run_begins_with_a_checkpoint(run: SftSettings, pure: bool, tmp_
     assert entry["loss"] < before["loss"] + 0.5
 
 
+def test_convert_packs_the_output_alone_and_says_so_of_a_checkpoint(
+    run: SftSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if run.output_dir.parent.name.startswith("onebit"):
+        pytest.skip("a model of onebit's own has no form that transformers knows")
+    assert execute(["convert", str(run.output_dir / "checkpoint-3"), str(tmp_path / "a"), "--to", "bf16"]) == 2
+    assert "a checkpoint of pure training" in capsys.readouterr().err
+    # What the message says to do.
+    load_converted(run.output_dir / "checkpoint-3").save_pretrained(tmp_path / "latents")
+    assert execute(["convert", str(tmp_path / "latents"), str(tmp_path / "b"), "--to", "bf16"]) == 0
+    assert execute(["convert", str(run.output_dir), str(tmp_path / "c"), "--to", "bf16"]) == 0
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("b", "c"))
+    assert one.keys() == other.keys()
+    # Scales of float32 latents may differ in their last bit, which bfloat16 may round either way.
+    assert all(torch.allclose(one[name].float(), other[name].float(), rtol=2.0**-7, atol=0) for name in one)
+
+
 def test_a_folder_that_does_not_say_how_it_is_read_is_refused_with_what_to_do(tmp_path: Path) -> None:
     """What `model.save_pretrained` leaves of a loop of one's own: weights without a record of the conversion."""
     base = make_base(tmp_path / "base", "llama")

@@ -119,6 +119,7 @@ def _open(folder: Path) -> _Source:
     """Read the configuration, and ask the model's class for its linear layers."""
     import transformers
 
+    from onebit.models.pure_checkpoint import weights_of_codes
     from onebit.nn.convertible import choose, is_conv1d
 
     try:
@@ -127,6 +128,11 @@ def _open(folder: Path) -> _Source:
         raise DataError(f"{folder}: no config.json that can be read; expected a checkpoint folder") from error
     if config.get("model_type") == "onebit":
         raise FormatError(f"{folder}: a model of onebit's own, which transformers does not know; use onebit export")
+    if weights_of_codes(folder):
+        raise FormatError(
+            f"{folder}: a checkpoint of pure training, codes and counters; give the folder that the run left at its "
+            "end, or make latents first: load_converted(folder).save_pretrained(another)"
+        )
     conversion = config.pop(_CONVERSION, None) or {}
     if conversion.get("sub_norms") or conversion.get("rmsnorm_post_attn"):
         raise FormatError(f"{folder}: norms were added to this model, which its own class does not have")
