@@ -40,15 +40,18 @@ DRIVER = """
 import json, os, signal
 from transformers import TrainerCallback
 from onebit.cli.main import run
-from onebit.nn import bit_layers
+from onebit.nn import bit_layers, pure_weights
 from onebit.train.sft_trainer import TernarySftTrainer
 
 class Watch(TrainerCallback):
     def on_train_begin(self, args, state, control, **kw):
-        weight = next(layer.weight for _, layer in bit_layers(kw["model"]))
-        part = weight.to_local() if hasattr(weight, "to_local") else weight
+        for weight in pure_weights(kw["model"]).values():
+            whole, part = weight.shape.numel(), weight.counters.numel()
+        for _, layer in bit_layers(kw["model"]):
+            whole, weight = layer.weight.numel(), layer.weight
+            part = (weight.to_local() if hasattr(weight, "to_local") else weight).numel()
         with open(f"{os.environ['TOLD']}/{args.process_index}.json", "w") as file:
-            json.dump({"whole": weight.numel(), "part": part.numel()}, file)
+            json.dump({"whole": whole, "part": part}, file)
 
     def on_step_begin(self, args, state, control, **kw):
         if state.global_step == int(os.environ["DIES_AT"]) and state.is_world_process_zero:
@@ -275,6 +278,38 @@ def test_fsdp_goes_on_from_one_process_and_saves_a_model_that_loads(run: SftSett
     about = manifest(sharded.output_dir)
     assert about["config"]["architectures"] == ["LlamaForCausalLM"]
     assert about["parameters"] == manifest(whole.output_dir)["parameters"]
+
+
+@pytest.mark.slow
+def test_fsdp_cuts_codes_and_counters_of_pure_training(run: SftSettings, tmp_path: Path) -> None:
+    pure = ("--pure", "--pure-eta", "0.3")
+    whole = replace(run, output_dir=tmp_path / "whole", per_device_train_batch_size=2, max_steps=8)
+    assert launch(whole, 2, *pure).returncode == 0
+    assert [each["part"] for each in told(whole)] == [each["whole"] for each in told(whole)]
+    sharded = replace(whole, output_dir=tmp_path / "sharded")
+    first = launch(sharded, 2, *pure, "--fsdp", dies_at=6)
+    assert first.returncode != 0
+    assert len(told(sharded)) == 2
+    assert [each["part"] * 2 for each in told(sharded)] == [each["whole"] for each in told(sharded)]
+    # Gradients of two processes have the same sum in any order.
+    assert curve(sharded.output_dir, "loss")[:5] == curve(whole.output_dir, "loss")[:5]
+    assert curve(sharded.output_dir, "fill")[:5] == curve(whole.output_dir, "fill")[:5]
+    files = [each.output_dir / "checkpoint-4" / "model.safetensors" for each in (whole, sharded)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    done = launch(sharded, 1, *pure)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "resuming from" in done.stdout
+    # One process adds the rows of a batch in another order, and deposits are rounded at random.
+    assert curve(sharded.output_dir, "loss") == pytest.approx(curve(whole.output_dir, "loss"), rel=2e-2)
+
+
+def test_taking_over_sharding_leaves_none_to_the_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    arguments = SimpleNamespace(fsdp=True, fsdp_plugin_args={"fsdp_version": 2})
+    assert sharding.take_over_sharding(arguments)
+    assert arguments == SimpleNamespace(fsdp=None, fsdp_plugin_args=None)
+    assert not sharding.asks_for_fsdp(arguments)
+    assert not sharding.take_over_sharding(arguments)
 
 
 def test_the_first_fsdp_is_refused() -> None:

@@ -103,7 +103,6 @@ def test_a_model_of_latents_is_trained_on_from_its_residual(run: SftSettings, tm
         ({"pure_flip_budget": 0.5}, "--pure-flip-budget computes what --pure-eta sets"),
         ({"pure_eta": None, "pure_flip_budget": -1.0}, "--pure-flip-budget is -1.0"),
         ({"learning_rate": 0.0}, "--learning-rate is 0.0"),
-        ({"trl": {"fsdp": "full_shard"}}, "--fsdp shards parameters"),
     ],
 )
 def test_what_does_not_go_together(run: SftSettings, changes: dict[str, Any], message: str) -> None:

@@ -17,6 +17,7 @@ from onebit.nn import (
     create_pure1bit_optimizer,
     pure_weights,
     replace_pure1bit_linear_with_bitlinear,
+    shard_pure_weights,
 )
 from onebit.nn.pure_conversion import replace_bitlinear_with_pure1bit_linear
 from onebit.nn.pure_health import pure_warnings
@@ -24,6 +25,7 @@ from onebit.optim.flip_budget import eta_from_flip_budget
 from onebit.train.progress import ProgressLines
 from onebit.train.sft_settings import SftSettings
 from onebit.train.sft_trainer import TernarySftTrainer
+from onebit.train.sharding import take_over_sharding
 
 __all__ = ["PureSftTrainer", "say_rates"]
 
@@ -41,6 +43,8 @@ class PureSftTrainer(TernarySftTrainer):
             )
         kind: Any = settings.pure_counter
         replace_bitlinear_with_pure1bit_linear(model, kind)
+        if take_over_sharding(args):  # FSDP cuts parameters, and codes are none; what is float stays whole, under DDP
+            shard_pure_weights(model)
         self.latents = torch.bfloat16 if settings.dtype == "bfloat16" else torch.float32
         self.pure_optimizer, self.helper = create_pure1bit_optimizer(
             model,
@@ -94,6 +98,11 @@ class PureSftTrainer(TernarySftTrainer):
             if name not in self._warned:
                 self._warned.add(name)
                 self._progress.say(f"warning: {text}")
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As the Trainer's, after all processes have given their rows."""
+        model: Any = self.model
+        self._save(output_dir, model.state_dict())
 
     def save_final(self, folder: Path, source: Path | None = None) -> None:
         """Make latents of the codes, and put the model into `folder`."""

@@ -26,6 +26,7 @@ __all__ = [
     "load_whole_models",
     "shard_on_cpu",
     "share_weights",
+    "take_over_sharding",
     "whole",
     "whole_optimizer",
     "whole_weights",
@@ -35,6 +36,15 @@ __all__ = [
 def asks_for_fsdp(arguments: Any) -> bool:
     """Whether --fsdp, or accelerate's launcher, wants the model sharded."""
     return bool(arguments.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
+def take_over_sharding(arguments: Any) -> bool:
+    """Whether sharding was asked for, which the caller does then: the Trainer is told nothing of it."""
+    asked = asks_for_fsdp(arguments)
+    if asked:
+        arguments.fsdp = arguments.fsdp_plugin_args = None
+        os.environ["ACCELERATE_USE_FSDP"] = "false"
+    return asked
 
 
 def load_whole_models() -> None:
