@@ -142,7 +142,7 @@ class Pure1BitOptimizer(torch.optim.AdamW):
             eta = eta_from_lr(group["peak_lr"], weight.mean_magnitude, is_binary=weight.is_binary)
         else:
             eta = torch.full_like(weight.mean_magnitude, group["eta"])
-        eta = eta * share**0.5
+        eta = eta * float(share**0.5)
         if group["accumulation"] == "deposit":
             eta = eta / (group["gradient_accumulation_steps"] or 1) ** 0.5
         return eta
