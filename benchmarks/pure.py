@@ -17,7 +17,11 @@ none are the counters of pure training and take eta; the rules of onebit.optim.p
 dqt), the threshold (gradient_buffer) or tau (bop), and those with a shadow begin it at the latents. `+K` behind an arm
 gives each step in K microbatches, and `:SUM` behind that says what pure training sums them in (bfloat16, int8, or
 deposit: not at all). Bits per byte are taken on 48 fixed batches at the end of the run. Each result is added to
---work-dir/results.jsonl at once; what is there is not run again.
+--work-dir/results.jsonl at once; what is there is not run again. Several calls may share a work dir: rates are tried on
+the first seed, then the best takes the others.
+
+`--finished` runs nothing: it makes the result file and the picture of what the work dir holds for --size and --steps,
+each method at the rate that was best on the first seed.
 """
 
 from __future__ import annotations
@@ -38,6 +42,7 @@ from journal import add_line, read_lines  # noqa: E402
 
 ARMS = ("float@3e-3", "hybrid@5e-3", "int8@0.12", "int4@0.12", "none@0.12")
 METHODS = ("float", "hybrid", "int8", "int4", "none", "shadow", "shadow_sgd", "gradient_buffer", "bop", "dqt")
+STEPS = {"scratch": 400, "finetune": 250}
 SUMS = ("bfloat16", "int8", "deposit")
 VALIDATION_BATCHES = 48
 
@@ -90,6 +95,9 @@ def main() -> None:
 
     torch.set_num_threads(1)
     file = arguments.work_dir / "results.jsonl"
+    if arguments.finished:
+        finish([result for result in read_lines(file).values() if is_asked_for(result, arguments)], arguments)
+        return
     arguments.work_dir.mkdir(parents=True, exist_ok=True)
     results = []
     for seed in arguments.seeds:
@@ -100,7 +108,7 @@ def main() -> None:
                     size=arguments.size,
                     arm=arm,
                     seed=seed,
-                    steps=arguments.steps or (400 if task == "scratch" else 250),
+                    steps=arguments.steps or STEPS[task],
                     base_steps=arguments.base_steps if task == "finetune" else 0,
                     lr=arguments.lr,
                     data="stdlib" if arguments.data_dir is None else "wikitext2+tinyshakespeare",
@@ -119,6 +127,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="400 from scratch, 250 of fine-tuning")
     parser.add_argument("--base-steps", type=int, default=900, help="of the hybrid model that fine-tuning starts from")
     parser.add_argument("--lr", type=float, default=3e-3, help="of embedding, head, norms and scales")
+    parser.add_argument("--finished", action="store_true", help="make the record of the runs that the work dir holds")
     parser.add_argument("--work-dir", type=Path, default=HERE.parent / "runs" / "pure")
     arguments = parser.parse_args(argv)
     for arm in arguments.arms:
@@ -141,6 +150,33 @@ def result_of(job: Job, arguments: argparse.Namespace, file: Path) -> dict[str, 
     add_line(file, result)
     print(f"{job.task} {job.arm} seed {job.seed}: {result['bpb']:.4f} bits per byte", flush=True)
     return result
+
+
+def is_asked_for(result: dict[str, Any], arguments: argparse.Namespace) -> bool:
+    steps = arguments.steps or STEPS[result["task"]]
+    return bool(result["size"] == arguments.size and result["steps"] == steps)
+
+
+def finish(results: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
+    """Write the result file and its picture."""
+    from pure_figures import draw, figures_of
+    from record import write_result
+
+    if not results:
+        raise SystemExit(f"--finished: {arguments.work_dir} holds no run of size {arguments.size} with these steps")
+    results.sort(key=lambda result: (result["task"], result["arm"], result["seed"]))
+    config = {
+        "size": arguments.size,
+        "steps": {result["task"]: result["steps"] for result in results},
+        "base_steps": max(result["base_steps"] for result in results),
+        "lr": sorted({result["lr"] for result in results}),
+        "data": sorted({result["data"] for result in results}),
+        "arms": list(dict.fromkeys(result["arm"] for result in results)),
+    }
+    path = write_result("pure", config, figures_of(results), {"samples": results})
+    draw(results, path.with_suffix(".png"))
+    print(table(results))
+    print(path)
 
 
 def table(results: list[dict[str, Any]]) -> str:

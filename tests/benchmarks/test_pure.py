@@ -82,3 +82,21 @@ def test_every_method_takes_a_step_and_the_bytes_that_it_is_said_to(
             optimizer.step()
             optimizer.zero_grad()
         assert size <= training.bytes_per_weight(model, optimizer) < size + 0.1, method
+
+
+def test_each_method_counts_at_the_rate_that_was_best_on_the_first_seed(
+    pure: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    figures_of = importlib.import_module("pure_figures").figures_of
+    about = {"task": "scratch", "bytes_per_weight": 1.25, "ms_per_step": 200.0, "zeros": 0.3, "changed": 0.1}
+    about |= {"flips_first_half": 0.002, "flips_second_half": 0.001}
+    runs = [("hybrid@1", 0, 2.0), ("hybrid@1", 1, 4.0), ("hybrid@2", 0, 2.5)]
+    runs += [("int8@0.1", 0, 1.9), ("int8@0.1", 1, 4.2), ("int8@0.2", 0, 1.95), ("int8@0.2", 1, 0.1)]
+    runs += [("int8@0.1+4:int8", 0, 3.0)]
+    figures = figures_of([{**about, "arm": arm, "seed": seed, "bpb": bpb} for arm, seed, bpb in runs])
+    assert figures["int8_over_hybrid_scratch"] == pytest.approx((1.9 / 2.0 + 4.2 / 4.0) / 2, abs=1e-5)
+    assert figures["int8_over_hybrid_scratch_worst_seed"] == pytest.approx(1.05)
+    assert (figures["int8_scratch_rate"], figures["hybrid_scratch_rate"]) == (0.1, 1.0)
+    assert figures["int8_4_int8_over_hybrid_scratch"] == pytest.approx(1.5)
+    assert figures["bytes_per_weight_int8"] == 1.25
