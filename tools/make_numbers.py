@@ -22,7 +22,8 @@ TEXTS = {"wikitext2": "WikiText-2", "tinyshakespeare": "tinyshakespeare"}
 
 def newest(benchmark: str) -> tuple[Path, dict[str, Any]] | None:
     """The latest result file of a benchmark, whatever the machine, or None."""
-    found = [(path, json.loads(path.read_text("utf-8"))) for path in RESULTS.glob(f"{benchmark}_*.json")]
+    results = [(path, json.loads(path.read_text("utf-8"))) for path in RESULTS.glob(f"{benchmark}_*.json")]
+    found = [(path, result) for path, result in results if result["benchmark"] == benchmark]
     return max(found, key=lambda item: str(item[1]["date"]), default=None)
 
 
@@ -137,6 +138,44 @@ def finetune(path: Path, result: dict[str, Any]) -> list[str]:
     return lines
 
 
+PURE = {
+    "float": "float twin",
+    "hybrid": "hybrid: float latents, AdamW",
+    "int8": "pure, int8 counters",
+    "int4": "pure, int4 counters",
+    "none": "pure, no counters",
+    "shadow": "`Shadow` (AdamW)",
+    "shadow_sgd": "`ShadowSGD`",
+    "gradient_buffer": "`GradientBuffer`",
+    "bop": "`Bop`",
+    "dqt": "`DQT`",
+}
+
+
+def pure(path: Path, result: dict[str, Any]) -> list[str]:
+    """Pure training beside the hybrid and its float twin, from scratch and in fine-tuning."""
+    figures, config = result["figures"], result["config"]
+    lines = [
+        f"**Trained without latents**: {config['size']} weights in the layers, {config['steps']['scratch']} steps from "
+        f"scratch and {config['steps'].get('finetune', 0)} of fine-tuning on another text, bits a byte, each method at its "
+        f"own rate; ratios seed by seed ({source(path, result)}).",
+        "",
+        "| method | bytes a weight | from scratch | over the hybrid | fine-tuned | over the hybrid | seeds |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for method, title in PURE.items():
+        if f"{method}_scratch_bits_per_byte" not in figures:
+            continue
+        cells = [_cell(figures, f"bytes_per_weight_{method}", ".2f")]
+        for task in ("scratch", "finetune"):
+            cells.append(_cell(figures, f"{method}_{task}_bits_per_byte", ".3f"))
+            cells.append(_cell(figures, f"{method}_over_hybrid_{task}", ".3f"))
+        seeds = [figures.get(f"{method}_{task}_seeds") for task in ("scratch", "finetune")]
+        cells.append(", ".join(str(count) for count in seeds if count is not None))
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return lines
+
+
 BUDGETS = (10, 30, 50, 70, 90)
 SIZES = {"ternary": "uniform ternary", "ternary_int4": "half-way to int4", "int4_int8": "half-way to int8"}
 
@@ -174,6 +213,7 @@ def search(path: Path, result: dict[str, Any]) -> list[str]:
 TABLES: dict[str, Callable[[Path, dict[str, Any]], list[str]]] = {
     "quality": quality,
     "finetune": finetune,
+    "pure": pure,
     "search": search,
     "parity": parity,
     "engine": speed,
