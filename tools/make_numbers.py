@@ -157,8 +157,8 @@ def pure(path: Path, result: dict[str, Any]) -> list[str]:
     figures, config = result["figures"], result["config"]
     lines = [
         f"**Trained without latents**: {config['size']} weights in the layers, {config['steps']['scratch']} steps from "
-        f"scratch and {config['steps'].get('finetune', 0)} of fine-tuning on another text, bits a byte, each method at its "
-        f"own rate; ratios seed by seed ({source(path, result)}).",
+        f"scratch and {config['steps'].get('finetune', 0)} of fine-tuning on another text, bits a byte, each method at "
+        f"its own rate; ratios seed by seed ({source(path, result)}).",
         "",
         "| method | bytes a weight | from scratch | over the hybrid | fine-tuned | over the hybrid | seeds |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
