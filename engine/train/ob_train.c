@@ -9,18 +9,32 @@
 #include "ob_train_threads.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 enum { PART = OB_TRAIN_PART, MAX_THREADS = 256 };
 
 uint32_t ob_train_version(void) { return OB_TRAIN_VERSION; }
 
-static const ob_train_kernels *kernels(void) {
+static const ob_train_kernels *best_of(const char *name) {
 #if defined(OB_X86) && defined(__GNUC__)
-    uint32_t features = ob_cpu_features();
-    if (features & OB_CPU_AVX512) return &ob_train_avx512;
-    if (features & OB_CPU_AVX2) return &ob_train_avx2;
+    const uint32_t features = ob_cpu_features();
+    const ob_train_kernels *all[] = {features & OB_CPU_AVX512 ? &ob_train_avx512 : NULL,
+                                     features & OB_CPU_AVX2 ? &ob_train_avx2 : NULL, &ob_train_base};
+#else
+    const ob_train_kernels *all[] = {&ob_train_base};
 #endif
-    return &ob_train_base;
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        if (all[i] && (!name || !strcmp(all[i]->name, name))) return all[i];
+    return NULL;
+}
+
+static const ob_train_kernels *chosen; /* by ob_train_choose */
+
+static const ob_train_kernels *kernels(void) { return chosen ? chosen : best_of(NULL); }
+
+int32_t ob_train_choose(const char *isa) {
+    chosen = best_of(isa);
+    return chosen != NULL;
 }
 
 const char *ob_train_isa(void) { return kernels()->name; }

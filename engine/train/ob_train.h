@@ -10,10 +10,12 @@
 #include "onebit.h"
 
 /* Raised when a signature below changes. */
-#define OB_TRAIN_VERSION 2u
+#define OB_TRAIN_VERSION 3u
 OB_API uint32_t ob_train_version(void);
 /* The instruction set that the kernels were chosen for: "avx512", "avx2" or "baseline". */
 OB_API const char *ob_train_isa(void);
+/* Takes one of them from now on, for tests; NULL: the best. 0: this processor does not have it. */
+OB_API int32_t ob_train_choose(const char *isa);
 
 enum { OB_TRAIN_FLOAT32 = 0, OB_TRAIN_BFLOAT16 = 1, OB_TRAIN_INT8 = 2 };
 

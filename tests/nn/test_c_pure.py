@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from onebit.engine.training import training_library
 from onebit.errors import ConfigError, EngineError, OnebitError
 from onebit.nn import pure_kernels, torch_pure
 from onebit.nn.pure_kernels import kernels_for
@@ -24,6 +26,8 @@ try:
 except EngineError as error:
     pytest.skip(str(error), allow_module_level=True)
 
+# The instruction set is the same for all examples of a test.
+SETTINGS = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 COUNTERS = ("int8", "int4", "none")
 DTYPES = (torch.float32, torch.bfloat16)
 rows_ = st.integers(1, 9)
@@ -58,7 +62,21 @@ def stored_codes(rows: int, cols: int, seed: int, *, is_binary: bool) -> Tensor:
     return pack_codes(codes * 2 - 1 if is_binary else codes, is_binary=is_binary)
 
 
-@settings(deadline=None, max_examples=60)
+@pytest.fixture(params=["avx512", "avx2", "baseline"], autouse=True)
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every test runs on each instruction set of this processor."""
+    library = training_library()
+    if not library.ob_train_choose(request.param.encode()):
+        pytest.skip(f"this processor has no {request.param}")
+    yield c_pure.instruction_set()
+    library.ob_train_choose(None)
+
+
+def test_the_instruction_set_is_the_chosen_one(isa: str, request: pytest.FixtureRequest) -> None:
+    assert isa in request.node.name
+
+
+@settings(SETTINGS, max_examples=60)
 @given(rows_, cols_, seeds_, st.sampled_from(DTYPES))
 def test_sums(rows: int, cols: int, seed: int, dtype: torch.dtype) -> None:
     g = gradient(rows, cols, seed, dtype)
@@ -69,7 +87,7 @@ def test_sums(rows: int, cols: int, seed: int, dtype: torch.dtype) -> None:
     assert torch.equal(c_pure.update_energy(g, factors), torch_pure.update_energy(g, factors))
 
 
-@settings(deadline=None, max_examples=150)
+@settings(SETTINGS, max_examples=150)
 @given(
     rows_, cols_, seeds_, st.sampled_from(DTYPES), st.sampled_from(COUNTERS), st.sampled_from([1, 2, 3]),
     st.sampled_from([0.01, 3.0, 1e9]), st.integers(0, 2**40), st.integers(0, 2**20),
@@ -89,7 +107,7 @@ def test_deposits(
     assert stored._version > before
 
 
-@settings(deadline=None, max_examples=100)
+@settings(SETTINGS, max_examples=100)
 @given(rows_, cols_, seeds_, st.sampled_from(COUNTERS), st.booleans())
 def test_fire(rows: int, cols: int, seed: int, name: str, is_binary: bool) -> None:
     counter = counter_named(name)
@@ -103,7 +121,7 @@ def test_fire(rows: int, cols: int, seed: int, name: str, is_binary: bool) -> No
     assert codes._version > before
 
 
-@settings(deadline=None, max_examples=60)
+@settings(SETTINGS, max_examples=60)
 @given(rows_, cols_, seeds_, st.booleans(), st.sampled_from([*DTYPES, torch.int8, torch.float64]))
 def test_codes_as_numbers(rows: int, cols: int, seed: int, is_binary: bool, dtype: torch.dtype) -> None:
     codes = stored_codes(rows, cols, seed, is_binary=is_binary)
@@ -113,7 +131,7 @@ def test_codes_as_numbers(rows: int, cols: int, seed: int, is_binary: bool, dtyp
     assert torch.equal(got, expected)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(SETTINGS, max_examples=60)
 @given(rows_, cols_, seeds_, st.booleans(), st.sampled_from([0, 1, 7, 64, 1000]), st.sampled_from(DTYPES))
 def test_sums_of_the_gradient_times_the_codes(
     rows: int, cols: int, seed: int, is_binary: bool, group: int, dtype: torch.dtype
@@ -129,7 +147,7 @@ def test_sums_of_the_gradient_times_the_codes(
     assert bool((error <= sizes * 70 * 2.0**-24).all())
 
 
-@settings(deadline=None, max_examples=40)
+@settings(SETTINGS, max_examples=40)
 @given(rows_, cols_, seeds_, st.booleans(), st.integers(1, 40), st.sampled_from(DTYPES))
 def test_products(rows: int, cols: int, seed: int, is_binary: bool, tokens: int, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -141,6 +159,27 @@ def test_products(rows: int, cols: int, seed: int, is_binary: bool, tokens: int,
     g = torch.randn(2, tokens, rows, generator=generator)
     got = c_pure.input_gradient(g, codes, cols, is_binary=is_binary)
     torch.testing.assert_close(got, (g.double() @ numbers.double()).float(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("has_bfloat16", [False, True])
+def test_an_input_gradient_in_blocks(dtype: torch.dtype, has_bfloat16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(c_pure, "_BLOCK", 300)  # four rows and a rest
+    monkeypatch.setattr(c_pure, "_HAS_BFLOAT16_PRODUCT", has_bfloat16)
+    codes = stored_codes(9, 70, 0, is_binary=False)
+    g = torch.randn(2, 5, 9, generator=torch.Generator().manual_seed(0)).to(dtype)
+    got = c_pure.input_gradient(g, codes, 70, is_binary=False)
+    assert (got.dtype, got.shape) == (dtype, (2, 5, 70))
+    exact = g.double() @ torch_pure.unpack(codes, 70, torch.float64, is_binary=False)
+    torch.testing.assert_close(got.double(), exact, rtol=2 * torch.finfo(dtype).eps, atol=1e-5)
+
+
+def test_a_processor_with_an_int8_product_of_its_own_multiplies_with_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    codes = stored_codes(33, 70, 0, is_binary=False)
+    x = torch.randint(-127, 128, (2, 5, 70), dtype=torch.int8)
+    expected = c_pure.forward_product(x, codes, torch.float32, is_binary=False)
+    monkeypatch.setattr(c_pure, "HAS_INT8_PRODUCT", True)
+    assert torch.equal(c_pure.forward_product(x, codes, torch.float32, is_binary=False), expected)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
@@ -170,6 +209,11 @@ def test_threads_change_nothing(threads: int) -> None:
         for got, sums in zip(c_pure.square_sums(g, peak, rows), torch_pure.square_sums(g, peak, rows), strict=True):
             assert torch.equal(got, sums)
         assert torch.equal(c_pure.update_energy(g, factors), torch_pure.update_energy(g, factors))
+        x = torch.randint(-128, 128, (40, cols), dtype=torch.int8)
+        assert torch.equal(
+            c_pure.forward_product(x, codes, torch.float32, is_binary=False),
+            torch_pure.forward_product(x, codes, torch.float32, is_binary=False),
+        )
         c_pure.deposit(stored, *rule, **random)
         assert torch.equal(c_pure.fire(codes, stored, counter, cols, is_binary=False), expected_moves)
         assert torch.equal(

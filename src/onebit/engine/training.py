@@ -14,7 +14,7 @@ from onebit.errors import EngineError
 
 __all__ = ["BFLOAT16", "FLOAT32", "INT8", "Counters", "Gradient", "training_library"]
 
-VERSION = 2
+VERSION = 3
 FLOAT32, BFLOAT16, INT8 = 0, 1, 2
 
 
@@ -34,6 +34,7 @@ _GRADIENT, _COUNTERS = POINTER(Gradient), POINTER(Counters)
 _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "ob_train_version": (c_uint32, []),
     "ob_train_isa": (c_char_p, []),
+    "ob_train_choose": (c_int32, [c_char_p]),
     "ob_train_square_sums": (c_int32, [_GRADIENT, c_double, c_void_p, c_void_p]),
     "ob_train_update_energy": (c_double, [_GRADIENT, c_void_p, c_void_p, c_double, c_double]),
     "ob_train_deposit": (

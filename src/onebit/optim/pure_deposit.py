@@ -111,10 +111,10 @@ def update_moments(
     """(new moments, factors) from the sums of `square_sums`, of whole rows and columns.
 
     moments: R [O] and C [I], float32, zeros at first. step: how many deposits there were, this one included. A gradient
-    with NaN or infinity leaves the moments as they were.
+    with NaN, infinity or a number whose square overflows float32 leaves the moments as they were.
     """
     (old_row_O, old_column_I), (row_O, column_I) = moments, sums
-    is_finite = torch.isfinite(peak)
+    is_finite = torch.isfinite(peak.float().square())  # moments hold squares
     mean_row_O, mean_column_I = row_O / column_I.shape[0], column_I / row_O.shape[0]
     new_row_O = (old_row_O.double() * MOMENT_DECAY + mean_row_O * (1.0 - MOMENT_DECAY)).float()
     new_column_I = (old_column_I.double() * MOMENT_DECAY + mean_column_I * (1.0 - MOMENT_DECAY)).float()
