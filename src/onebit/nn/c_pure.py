@@ -157,7 +157,7 @@ def forward_product(x_TI: Tensor, codes_OB: Tensor, dtype: torch.dtype, *, is_bi
 
 
 def input_gradient(g_TO: Tensor, codes_OB: Tensor, cols: int, *, is_binary: bool) -> Tensor:
-    """As `PureKernels.input_gradient`, in float32 where the processor has no bfloat16 product: 20 to 60 times faster."""
+    """As `PureKernels.input_gradient`; in float32 without a bfloat16 product in hardware, 20 to 60 times faster."""
     if g_TO.dtype not in _GRADIENTS or (g_TO.dtype == torch.bfloat16 and _HAS_BFLOAT16_PRODUCT):
         return g_TO @ unpack(codes_OB, cols, g_TO.dtype, is_binary=is_binary)
     g = g_TO.reshape(-1, g_TO.shape[-1])
