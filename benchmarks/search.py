@@ -37,7 +37,7 @@ SHAPES = {
     "deep": {**SHAPE, "num_layers": 8, "tie_word_embeddings": True},
 }
 VOCABULARY = 512
-STEPS = {"small": 1000, "deep": 150}
+STEPS = {"small": 1000, "deep": 1000}
 
 
 def main() -> None:
@@ -45,9 +45,9 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/search"))
     parser.add_argument("--part", nargs="+", choices=("small", "deep"), default=["small", "deep"])
-    parser.add_argument("--tokens", type=int, default=1024, help="that a map is measured on")
-    parser.add_argument("--evaluations", type=int, default=60, help="of one search of the deep model")
-    parser.add_argument("--heal-steps", type=int, default=60)
+    parser.add_argument("--tokens", type=int, default=2048, help="that a map is measured on")
+    parser.add_argument("--evaluations", type=int, default=120, help="of one search of the deep model")
+    parser.add_argument("--heal-steps", type=int, default=100)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
 

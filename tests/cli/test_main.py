@@ -163,4 +163,4 @@ def test_completion_lists_commands_and_options() -> None:
 def test_every_old_binary_has_its_command() -> None:
     import onebit.cli.aliases as aliases
 
-    assert set(aliases.__all__) == {"train", "export", "chat", "test_generate"}
+    assert set(aliases.__all__) == {"train", "export", "chat", "test_generate", "search", "eval_config"}

@@ -275,7 +275,7 @@ def test_checkpoint_with_missing_weights_is_refused(tmp_path: Path) -> None:
     ("name", "content", "what"),
     [
         ("model.safetensors", None, "cannot be loaded"),
-        ("model.safetensors", b"\x10\0\0\0\0\0\0\0{}", "cannot be loaded"),
+        ("model.safetensors", b"\x10\0\0\0\0\0\0\0{}", "model.safetensors is damaged"),
         ("config.json", b"{", "cannot be loaded"),
         ("tokenizer.json", b"\xff", "not UTF-8"),
         ("tokenizer.json", b"{}", "tokenizer cannot be loaded"),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import importlib
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from onebit.errors import ConfigError, OnebitError
-from onebit.search import runners
 from onebit.search.evaluator import Evaluator, Score
 from onebit.search.opening import open_data, open_evaluator, open_model
 from onebit.search.runners import InProcess, LocalProcesses, RayActors
@@ -22,42 +21,53 @@ from onebit.search.settings import EvaluationSettings
 MAPS = [{"a": level} for level in ("binary", "ternary", "int4", "int8", "float16")]
 
 
+# A module of its own: worker processes must be able to import it.
+FRAIL = """
+import os
+from pathlib import Path
+
+from onebit.search.evaluator import Score
+
+NOTE = Path(__file__).with_name("ended")
+
+
 class Frail:
-    """An evaluator whose process ends at the third map, as often as a file says."""
+    \"\"\"An evaluator whose process ends at the third map, once.\"\"\"
 
-    def __init__(self, lives: Path) -> None:
-        self.lives = lives
-
-    def score(self, levels: dict[str, str]) -> Score:
-        if levels["a"] == "int4" and len(self.lives.read_text()) < 1:
-            self.lives.write_text("x")
+    def score(self, levels):
+        if levels["a"] == "int4" and not NOTE.exists():
+            NOTE.touch()
             os._exit(1)
         return Score(float(len(levels["a"])), 0.5, 1)
+"""
 
 
-class Dead(Frail):
-    def score(self, levels: dict[str, str]) -> Score:
-        os._exit(1)
+@pytest.fixture
+def frail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    (tmp_path / "frail_workers.py").write_text(FRAIL)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield importlib.import_module("frail_workers")
+    del sys.modules["frail_workers"]
 
 
-def open_frail(kind: type[Frail], lives: Path) -> Any:
-    return kind(lives)
-
-
-def test_what_a_lost_worker_had_is_measured_again(tmp_path: Path) -> None:
-    (tmp_path / "lives").write_text("")
-    runner = LocalProcesses(partial(open_frail, Frail, tmp_path / "lives"), 1, 1)
+def test_what_a_lost_worker_had_is_measured_again(frail: Any) -> None:
+    runner = LocalProcesses(frail.Frail, 1, 1)
     found = dict(runner.scores(MAPS))
     runner.close()
-    assert (tmp_path / "lives").read_text() == "x"
+    assert frail.NOTE.exists()
     assert found == {i: Score(float(len(told["a"])), 0.5, 1) for i, told in enumerate(MAPS)}
 
 
-def test_workers_that_always_end_are_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runners, "_ATTEMPTS", 1)
-    runner = LocalProcesses(partial(open_frail, Dead, tmp_path), 1, 1)
+def test_workers_that_always_end_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        def submit(self, *given: object) -> None:
+            raise BrokenProcessPool
+
+    started = []
+    monkeypatch.setattr(LocalProcesses, "_start", lambda self: started.append(1) or Broken())
     with pytest.raises(OnebitError, match="fewer --workers"):
-        list(runner.scores(MAPS))
+        list(LocalProcesses(dict, 1, 1).scores(MAPS))  # type: ignore[arg-type]
+    assert len(started) == 3
 
 
 class FakeRay(ModuleType):

@@ -8,7 +8,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -97,38 +96,42 @@ def test_two_processes_give_the_answer_of_one(checkpoint: Path, text: Path, tmp_
     assert results[0] == results[1]
 
 
+# The command with an evaluator that is killed, as by the system, in the middle of its 18th evaluation.
+KILLED = """
+import os, signal, sys
+from onebit.search.evaluator import Evaluator
+
+score, calls = Evaluator.score, []
+
+def dying(self, levels):
+    calls.append(levels)
+    found = score(self, levels)
+    if len(calls) == 18:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return found
+
+Evaluator.score = dying
+from onebit.cli.main import run
+run(sys.argv[1:])
+"""
+
+
 def test_a_killed_search_goes_on_and_measures_nothing_twice(checkpoint: Path, text: Path, tmp_path: Path) -> None:
-    whole = tmp_path / "whole"
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir()
-    expected = search(settings_of(checkpoint, text, whole))
-    killed = tmp_path / "killed"
     killed.mkdir()
+    expected = search(settings_of(checkpoint, text, whole))
     flags = "--units kind --levels binary,int4,int8 --max-tokens 256 --max-evaluations 40 --max-size-mb 0.12 --quiet"
     command = ["search", "--checkpoint", checkpoint, "--val-data", text, "--output", killed / "best.json"]
-    arguments = [*map(str, command), *flags.split()]
-    process = subprocess.Popen([sys.executable, "-m", "onebit.cli.main", *arguments])
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if (killed / "best.search" / "evaluations.sqlite").is_file() and _rows_or_none(killed) >= 5:
-            process.send_signal(signal.SIGKILL)
-            break
-        time.sleep(0.01)
-    process.wait(60)
-    before = rows(killed)
-    assert 5 <= before < expected.trials.measured
+    done = subprocess.run([sys.executable, "-c", KILLED, *map(str, command), *flags.split()], timeout=280)
+    assert done.returncode == -signal.SIGKILL
+    assert rows(killed) == 17
     resumed = search(settings_of(checkpoint, text, killed))
-    assert resumed.trials.measured == expected.trials.measured - before
+    assert resumed.trials.measured == expected.trials.measured - 17
     assert rows(killed) == expected.trials.measured
     assert resumed.best == expected.best
     again = search(settings_of(checkpoint, text, killed))
     assert (again.trials.measured, again.best) == (0, expected.best)
-
-
-def _rows_or_none(folder: Path) -> int:
-    try:
-        return rows(folder)
-    except sqlite3.Error:  # not made yet, or just being written
-        return 0
 
 
 def test_ctrl_c_keeps_the_best_map(
