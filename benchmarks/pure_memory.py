@@ -4,9 +4,9 @@
 
 The model is transformers' BitNet with the shape of microsoft/bitnet-b1.58-2B-4T: 2.08 billion ternary weights in 30
 layers, a scale for each matrix, random codes and counters, which are made as codes and never were floats. Embedding
-and head are one table in bfloat16 and frozen. Pure arms compute in float32, which makes their gradients and temporary
-tensors twice as large as bfloat16 would; the hybrid is bfloat16 throughout. Two whole steps with one sequence: forward,
-backward, the optimizer's step. The loss is the last token's: logits of 128,256 words are no part of the question. Arms:
+and head are one table in bfloat16 and frozen, and so is everything that is computed. Two whole steps with one sequence:
+forward, backward, the optimizer's step. The loss is the last token's: logits of 128,256 words are no part of the
+question. Arms:
 
     int8, int4                  pure training, one backward pass a step
     int8+bfloat16, int8+int8    two backward passes a step, whose gradients are summed in bfloat16 or in blocks of int8
@@ -74,7 +74,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--layers", type=int, default=LAYERS, help="of pure arms; a result is written with all 30 only")
     parser.add_argument("--hybrid-layers", nargs="*", type=int, default=[], help=f"of hybrid, beside {HYBRID_LAYERS}")
-    parser.add_argument("--tokens", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--work-dir", type=Path, default=HERE.parent / "runs" / "pure_memory")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(argv)

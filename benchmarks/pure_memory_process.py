@@ -81,19 +81,12 @@ def _model(arm: str, shape: dict[str, int], layers: int, vocabulary: int) -> Any
         grouped: Any = {"granularity": "per_group", "group_size": 128} if arm.endswith("/group128") else {}
         counter: Any = arm[:4]
         replace_linear_with_pure1bit_linear(model, counter=counter, **grouped)
-        _compute_in_float32(model)
     model.to_empty(device="cpu")
     model.tie_weights()
     model.model.rotary_emb = type(model.model.rotary_emb)(config)
     _fill(model)
     model.get_input_embeddings().weight.requires_grad_(False)
     return model.train()
-
-
-def _compute_in_float32(model: Any) -> None:
-    """Between the two uses of the table; a processor without bfloat16 arithmetic takes a hundred times longer in it."""
-    model.get_input_embeddings().register_forward_hook(lambda module, inputs, x_BLC: x_BLC.float())
-    model.get_output_embeddings().register_forward_pre_hook(lambda module, inputs: (inputs[0].bfloat16(),))
 
 
 @torch.no_grad()
