@@ -242,7 +242,7 @@ def test_wrong_folders(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the weights of 1 of 14 linear layers are missing"):
         quantize_to_1bit(tmp_path / "latents", tmp_path / "packed")
     weights.write_bytes(whole[:-50])
-    with pytest.raises(OnebitError, match="model.safetensors is damaged"):
+    with pytest.raises(OnebitError, match=r"model\.safetensors is damaged"):
         quantize_to_1bit(tmp_path / "latents", tmp_path / "packed")
     weights.rename(tmp_path / "latents" / "pytorch_model.bin")
     with pytest.raises(DataError, match=r"no model.safetensors in it; \.bin files are pickles"):

@@ -150,8 +150,8 @@ class Bop(Rule):
     """A code moves one level against m <- (1 - gamma) m + gamma g where |m| > tau; m goes on as it is.
 
     tau is in units of the running root mean square of the matrix's gradients, so that one number serves all matrices.
-    gamma stays, whatever the scheduler does: decayed with the learning rate, at tau = 0.2, a small model ended 200 steps
-    0.15 bits per byte higher. The paper decays it.
+    gamma stays, whatever the scheduler does: decayed with the learning rate, at tau = 0.2, a small model ended 200
+    steps 0.15 bits per byte higher. The paper decays it.
     """
 
     name: ClassVar[str] = "bop"
