@@ -4,6 +4,8 @@
 PY := .venv/bin/python
 # Tests and builds find the environment's own programs first: CMake and Ninja come from there on a bare machine.
 WITH_TOOLS := PATH="$(CURDIR)/.venv/bin:$$PATH"
+# What tests and checks need: every extra that the tests touch.
+EXTRAS := train,search,serve,eval,dev
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow check bench wheel wasm docs clean
 
@@ -16,16 +18,16 @@ demo:  ## train, export and run a ternary model in a few minutes; writes demo/re
 	@.venv/bin/onebit demo $(DEMO_ARGS)
 
 test:  ## the test suite (at most 10 minutes on 2 cores)
-	@tools/bootstrap.sh train,search,dev
+	@tools/bootstrap.sh $(EXTRAS)
 	@echo "-- running the tests"
 	@$(WITH_TOOLS) $(PY) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 test-slow:  ## the long tests that `make test` leaves out
-	@tools/bootstrap.sh train,search,dev
+	@tools/bootstrap.sh $(EXTRAS)
 	@$(WITH_TOOLS) $(PY) -m pytest -m slow $(PYTEST_ARGS)
 
 check:  ## ruff, mypy --strict, import arrows, stale docs pages
-	@tools/bootstrap.sh train,search,dev
+	@tools/bootstrap.sh $(EXTRAS)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
@@ -40,14 +42,15 @@ bench:  ## list the benchmarks; each is one script that writes benchmarks/result
 	    "$$($(PY) -c 'import ast,sys; print(ast.get_docstring(ast.parse(open(sys.argv[1]).read())).splitlines()[0])' $$script)"; done
 
 wheel:  ## build the wheel of this platform and try it in an empty environment
-	@tools/bootstrap.sh train,search,dev
+	@tools/bootstrap.sh $(EXTRAS)
 	@echo "-- building the wheel"
 	@rm -rf dist && $(WITH_TOOLS) $(PY) -m build --wheel --no-isolation --outdir dist . >/dev/null
 	@$(PY) tools/try_wheel.py dist/*.whl
 
-wasm:  ## build the engine for WebAssembly into build/wasm/onebit.wasm (needs clang-16 and lld-16)
-	@engine/wasm/build.sh build/wasm/onebit.wasm
-	@ls -l build/wasm/onebit.wasm
+wasm:  ## build the engine for browsers into src/onebit/web (needs clang-16 and lld-16)
+	@engine/wasm/build.sh src/onebit/web/onebit.wasm
+	@RELAXED=1 engine/wasm/build.sh src/onebit/web/onebit-relaxed.wasm
+	@ls -l src/onebit/web/*.wasm
 
 docs:  ## regenerate the CLI pages and the README's numbers, and build the documentation into site/
 	@tools/bootstrap.sh docs

@@ -199,8 +199,8 @@ def random_model(case: Case) -> OneBitForCausalLM:
     return model
 
 
-def measure(case: Case, folder: Path) -> Parity:
-    """Export the case's model into `folder` and ask the four questions."""
+def measure(case: Case, folder: Path, *, layers: bool = True) -> Parity:
+    """Export the case's model into `folder` and ask the four questions; layers: take each alone too."""
     path = folder / "case.1bit"
     model = random_model(case)
     write(path, from_model(model, layout=case.layout, pack_mode=case.pack_mode, embedding_level=case.embedding_level))
@@ -211,7 +211,7 @@ def measure(case: Case, folder: Path) -> Parity:
     with rounded_like(model, engine.stored_tables):
         expected = np.concatenate([reference.logits(text) for text in texts])
         expected_greedy_TV = reference.logits(sequence_T)
-        alone = layers_alone(reference, engine, sequence_T)
+        alone = layers_alone(reference, engine, sequence_T) if layers else []
     logits = np.concatenate([engine.logits(text) for text in texts])
     scalar = Model(path, threads=1, isa="scalar")
     parted = np.flatnonzero(expected_greedy_TV.argmax(-1) != decoded_TV.argmax(-1))
@@ -256,9 +256,9 @@ def figures(found: dict[Case, Parity]) -> dict[str, float]:
             result[f"{activation}{name}_median"] = float(np.median(values))
             result[f"{activation}{name}_p99"] = float(np.percentile(values, 99))
             result[f"{activation}{name}_max"] = float(values.max())
-        layers = [layer for parity in group for layer in parity.alone]
-        result[f"{activation}_alone_agreeing_min"] = min(layer.agreeing for layer in layers)
-        result[f"{activation}_alone_max"] = max(layer.maximum for layer in layers)
+        if layers := [layer for parity in group for layer in parity.alone]:
+            result[f"{activation}_alone_agreeing_min"] = min(layer.agreeing for layer in layers)
+            result[f"{activation}_alone_max"] = max(layer.maximum for layer in layers)
         result[f"{activation}_greedy_identical"] = sum(parity.parted_at is None for parity in group) / len(group)
     result["greedy_parted_margin_max"] = max(parity.parted_margin for parity in found.values())
     result["decode_differs_from_batch"] = sum(not parity.decode_equals_batch for parity in found.values())
@@ -266,13 +266,13 @@ def figures(found: dict[Case, Parity]) -> dict[str, float]:
     return result
 
 
-def run(cases: list[Case]) -> dict[Case, Parity]:
-    """Measure all cases, with a line of progress now and then."""
+def run(cases: list[Case], *, layers: bool = True) -> dict[Case, Parity]:
+    """Measure all cases, with a line of progress now and then; layers: as `measure`."""
     found: dict[Case, Parity] = {}
     started = shown = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         for i, case in enumerate(cases, 1):
-            found[case] = measure(case, Path(folder))
+            found[case] = measure(case, Path(folder), layers=layers)
             if time.monotonic() - shown > 5 or i == len(cases):
                 shown = time.monotonic()
                 print(f"{i}/{len(cases)} cases, {shown - started:.0f} s", file=sys.stderr, flush=True)

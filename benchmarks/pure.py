@@ -5,7 +5,8 @@
 DIR holds `wikitext-2/{test,valid}.txt` and `tinyshakespeare/input.txt`. Without it the text is the standard library.
 
 Protocol. A byte-level decoder of the LLaMA kind (4 layers, an RMSNorm in front of every linear layer; 256 wide with
-3.0 M weights in its linear layers, or with --size 0.7M 128 wide with 0.66 M), 8 windows of 128 bytes a step. Text A is
+3.0 M weights in its linear layers, or with --size 0.7M 128 wide with 0.66 M), 8 windows of 128 bytes a step; --size 26M
+has 8 layers, 512 wide, and 16 windows of 256 bytes. In float32 on a CPU, under bfloat16 autocast on CUDA. Text A is
 WikiText-2's valid.txt and the first 80 % of test.txt, judged on the rest of test.txt; text B is tinyshakespeare, 90 %
 and 10 %. `scratch` trains on A; `finetune` starts from a hybrid model trained on A (--base-steps) and trains on B. A
 seed decides initial weights and batches, so arms are compared within a seed. Every arm has embedding, head, norms and
@@ -59,6 +60,7 @@ class Job:
     base_steps: int
     lr: float
     data: str
+    device: str = "cpu"
 
     @property
     def name(self) -> str:
@@ -112,6 +114,7 @@ def main() -> None:
                     base_steps=arguments.base_steps if task == "finetune" else 0,
                     lr=arguments.lr,
                     data="stdlib" if arguments.data_dir is None else "wikitext2+tinyshakespeare",
+                    device=arguments.device,
                 )
                 results.append(result_of(job, arguments, file))
     print(table(results))
@@ -122,7 +125,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data-dir", type=Path, help="folder with wikitext-2/ and tinyshakespeare/")
     parser.add_argument("--task", nargs="+", choices=("scratch", "finetune"), default=["scratch"])
     parser.add_argument("--arms", nargs="+", default=list(ARMS), metavar="METHOD@RATE[+K[:SUM]]")
-    parser.add_argument("--size", choices=("0.7M", "3M"), default="3M", help="weights in the linear layers")
+    parser.add_argument("--size", choices=("0.7M", "3M", "26M"), default="3M", help="weights in the linear layers")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--steps", type=int, help="400 from scratch, 250 of fine-tuning")
     parser.add_argument("--base-steps", type=int, default=900, help="of the hybrid model that fine-tuning starts from")
@@ -154,7 +158,8 @@ def result_of(job: Job, arguments: argparse.Namespace, file: Path) -> dict[str, 
 
 def is_asked_for(result: dict[str, Any], arguments: argparse.Namespace) -> bool:
     steps = arguments.steps or STEPS[result["task"]]
-    return bool(result["size"] == arguments.size and result["steps"] == steps)
+    asked = (arguments.size, steps, arguments.device)
+    return bool((result["size"], result["steps"], result["device"]) == asked)
 
 
 def finish(results: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
@@ -167,13 +172,16 @@ def finish(results: list[dict[str, Any]], arguments: argparse.Namespace) -> None
     results.sort(key=lambda result: (result["task"], result["arm"], result["seed"]))
     config = {
         "size": arguments.size,
+        "device": arguments.device,
         "steps": {result["task"]: result["steps"] for result in results},
         "base_steps": max(result["base_steps"] for result in results),
         "lr": sorted({result["lr"] for result in results}),
         "data": sorted({result["data"] for result in results}),
         "arms": list(dict.fromkeys(result["arm"] for result in results)),
     }
-    path = write_result("pure", config, figures_of(results), {"samples": results})
+    is_usual = arguments.size == "3M" and arguments.steps is None
+    name = "pure" if is_usual else f"pure_{arguments.size}_{results[0]['steps']}"
+    path = write_result(name, config, figures_of(results), {"samples": results})
     draw(results, path.with_suffix(".png"))
     print(table(results))
     print(path)

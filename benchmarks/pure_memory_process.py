@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -26,21 +26,23 @@ from onebit.train.memory_model import ModelOutline
 SHAPE = {"hidden_size": 2560, "intermediate_size": 6912, "num_attention_heads": 20, "num_key_value_heads": 5}
 TINY = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
 VOCABULARY = 128256
+WORDS = 1024  # of the loss
 PHASES = ("forward", "backward", "step")
 
 
-def measure(arm: str, layers: int, tokens: int) -> dict[str, Any]:
+def measure(arm: str, layers: int, tokens: int, device: torch.device) -> dict[str, Any]:
     """Two steps of a model made here; bytes."""
     torch.set_num_threads(1)
-    _steps(_model(arm, TINY, 2, 512), arm, torch.arange(16).unsqueeze(0))
+    meter = AllocatorMeter() if device.type == "cuda" else ResidentMeter()
+    _steps(_model(arm, TINY, 2, 512, device), arm, torch.arange(16, device=device).unsqueeze(0), meter)
     gc.collect()
-    baseline = _resident("VmRSS")
+    baseline = meter.now()
 
     began = time.perf_counter()
-    model = _model(arm, SHAPE, layers, VOCABULARY)
-    ids_BL = torch.randint(VOCABULARY, (1, tokens), generator=torch.Generator().manual_seed(0))
+    model = _model(arm, SHAPE, layers, VOCABULARY, device)
+    ids_BL = torch.randint(VOCABULARY, (1, tokens), generator=torch.Generator().manual_seed(0)).to(device)
     prepared = time.perf_counter()
-    peaks, after = _steps(model, arm, ids_BL)
+    peaks, after = _steps(model, arm, ids_BL, meter)
     seconds = (time.perf_counter() - prepared) / 2
     activations = _saved_bytes(model, ids_BL)
     table = model.get_input_embeddings().weight.nbytes
@@ -49,6 +51,7 @@ def measure(arm: str, layers: int, tokens: int) -> dict[str, Any]:
     return {
         "arm": arm,
         "layers": layers,
+        "device": device.type,
         "weights": counted.weights_count,
         "bytes_per_weight": need / counted.weights_count,
         "need": need,
@@ -63,7 +66,7 @@ def measure(arm: str, layers: int, tokens: int) -> dict[str, Any]:
     }
 
 
-def _model(arm: str, shape: dict[str, int], layers: int, vocabulary: int) -> Any:
+def _model(arm: str, shape: dict[str, int], layers: int, vocabulary: int, device: torch.device) -> Any:
     """A model as the arm trains it: built without memory, then given codes or latents, matrix by matrix."""
     config = BitNetConfig(
         **shape,
@@ -81,9 +84,9 @@ def _model(arm: str, shape: dict[str, int], layers: int, vocabulary: int) -> Any
         grouped: Any = {"granularity": "per_group", "group_size": 128} if arm.endswith("/group128") else {}
         counter: Any = arm[:4]
         replace_linear_with_pure1bit_linear(model, counter=counter, **grouped)
-    model.to_empty(device="cpu")
+    model.to_empty(device=device)
     model.tie_weights()
-    model.model.rotary_emb = type(model.model.rotary_emb)(config)
+    model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)
     _fill(model)
     model.get_input_embeddings().weight.requires_grad_(False)
     return model.train()
@@ -97,8 +100,9 @@ def _fill(model: Any) -> None:
     for weight in weights:
         parts = list(row_chunks(*weight.shape, weight.device))
         shape, inside = (parts[0].stop, weight.in_features), weight.counter.threshold
-        codes = pack_codes(torch.randint(-1, 2, shape, dtype=torch.int8), is_binary=False)
-        counters = pack_counters(torch.randint(1 - inside, inside, shape, dtype=torch.int8), weight.counter)
+        some: Any = {"dtype": torch.int8, "device": weight.device}
+        codes = pack_codes(torch.randint(-1, 2, shape, **some), is_binary=False)
+        counters = pack_counters(torch.randint(1 - inside, inside, shape, **some), weight.counter)
         for part in parts:
             weight.codes[part] = codes[: part.stop - part.start]
             weight.counters[part] = counters[: part.stop - part.start]
@@ -111,13 +115,13 @@ def _fill(model: Any) -> None:
         if parameter.ndim == 1:
             parameter.fill_(1.0)
         else:
-            some = torch.randn(64, parameter.shape[1], dtype=parameter.dtype) * 0.02
-            for row in parameter.split(64):
-                row.copy_(some[: len(row)])
+            rows = torch.randn(64, parameter.shape[1], dtype=parameter.dtype, device=parameter.device) * 0.02
+            for part in parameter.split(64):
+                part.copy_(rows[: len(part)])
 
 
-def _steps(model: Any, arm: str, ids_BL: Tensor) -> tuple[dict[str, int], int]:
-    """Two steps; (the peak of the resident memory in each phase, the resident memory afterwards)."""
+def _steps(model: Any, arm: str, ids_BL: Tensor, meter: Meter) -> tuple[dict[str, int], int]:
+    """Two steps; (the peak of memory in each phase, the memory afterwards)."""
     _, _, accumulation = arm.partition("+")
     passes = 2 if accumulation else 1
     helper = None
@@ -130,10 +134,9 @@ def _steps(model: Any, arm: str, ids_BL: Tensor) -> tuple[dict[str, int], int]:
     peaks = dict.fromkeys(PHASES, 0)
 
     def note(phase: str) -> None:
-        peaks[phase] = max(peaks[phase], _resident("VmHWM"))
-        _forget_peak()
+        peaks[phase] = max(peaks[phase], meter.peak())
 
-    _forget_peak()
+    meter.peak()
     for _ in range(2):
         for _ in range(passes):
             loss = _loss(model, ids_BL)
@@ -143,26 +146,55 @@ def _steps(model: Any, arm: str, ids_BL: Tensor) -> tuple[dict[str, int], int]:
         optimizer.step()
         optimizer.zero_grad()
         note("step")
-    after = _resident("VmRSS")
+    after = meter.now()
     if helper is not None:
         helper.cleanup()
     return peaks, after
 
 
 def _loss(model: Any, ids_BL: Tensor) -> Any:
-    logits_B1V = model(input_ids=ids_BL, use_cache=False, logits_to_keep=1).logits
-    return F.cross_entropy(logits_B1V[:, -1].float(), ids_BL[:, 0])
+    h_BD = model.model(input_ids=ids_BL, use_cache=False).last_hidden_state[:, -1]
+    words_VD = model.get_input_embeddings().weight[:WORDS]
+    return F.cross_entropy(F.linear(h_BD, words_VD).float(), ids_BL[:, 0] % len(words_VD))
 
 
-def _resident(name: str) -> int:
-    """Bytes of this process: VmRSS, resident now; VmHWM, its peak since it was set back."""
-    (found,) = [row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith(name + ":")]
-    return int(found.split()[1]) * 1024
+class Meter(Protocol):
+    """Bytes that the process has."""
+
+    def now(self) -> int: ...
+
+    def peak(self) -> int:
+        """The most there was since the last call."""
+        ...
 
 
-def _forget_peak() -> None:
-    """The peak is what there is now."""
-    Path("/proc/self/clear_refs").write_text("5")
+class ResidentMeter:
+    """Resident memory of this process, as Linux counts it."""
+
+    def now(self) -> int:
+        return self._status("VmRSS")
+
+    def peak(self) -> int:
+        found = self._status("VmHWM")
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is what there is now
+        return found
+
+    def _status(self, name: str) -> int:
+        rows = Path("/proc/self/status").read_text().splitlines()
+        (found,) = [row for row in rows if row.startswith(name + ":")]
+        return int(found.split()[1]) * 1024
+
+
+class AllocatorMeter:
+    """What torch's allocator gave out on the GPU."""
+
+    def now(self) -> int:
+        return torch.cuda.memory_allocated()
+
+    def peak(self) -> int:
+        found = torch.cuda.max_memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        return found
 
 
 def _counted(arm: str, config: Any) -> Any:

@@ -5,8 +5,10 @@ Shape suffixes: B windows of a batch, L positions, D width, H heads, V bytes.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +31,8 @@ from onebit.quant import WeightQuantizer, quantize
 from pure import VALIDATION_BATCHES, Arm
 from quality_texts import SHAKESPEARE_TRAIN_SHARE, texts
 
-CONTEXT, BATCH = 128, 8
 BETAS = (0.9, 0.98)
-HEADS = 4
-LAYERS = 4
+BASE_RATE = 3e-3  # of the hybrid model that fine-tuning starts from
 RULES: dict[str, Callable[[float], Rule]] = {
     "shadow": lambda rate: Shadow(lr=rate, betas=BETAS),
     "shadow_sgd": lambda rate: ShadowSGD(lr=rate),
@@ -40,21 +40,39 @@ RULES: dict[str, Callable[[float], Rule]] = {
     "bop": lambda rate: Bop(tau=rate),
     "dqt": lambda rate: DQT(lr=rate, betas=BETAS),
 }
-# width, inner width of the MLP
-SIZES = {"0.7M": (128, 256), "3M": (256, 640)}
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of a decoder and of its batches: `inner` is the MLP's width, `context` in bytes."""
+
+    width: int
+    inner: int
+    layers: int = 4
+    heads: int = 4
+    batch: int = 8
+    context: int = 128
+
+
+SIZES = {
+    "0.7M": Size(128, 256),
+    "3M": Size(256, 640),
+    "26M": Size(512, 1408, layers=8, heads=8, batch=16, context=256),
+}
 
 
 class Decoder(nn.Module):
     """Bytes [B, L] to logits [B, L, V]; an RMSNorm in front of every linear layer of the blocks."""
 
-    def __init__(self, size: str) -> None:
+    def __init__(self, size: Size) -> None:
         super().__init__()
-        width, inner = SIZES[size]
+        self.size = size
+        width, head = size.width, size.width // size.heads
         self.embed_tokens = nn.Embedding(256, width)
-        self.blocks = nn.ModuleList(Block(width, inner) for _ in range(LAYERS))
+        self.blocks = nn.ModuleList(Block(size) for _ in range(size.layers))
         self.norm = RMSNorm(width)
         self.lm_head = nn.Linear(width, 256, bias=False)
-        angles = torch.outer(torch.arange(CONTEXT), 10_000.0 ** (-torch.arange(0, width // HEADS, 2) * HEADS / width))
+        angles = torch.outer(torch.arange(size.context), 10_000.0 ** (-torch.arange(0, head, 2) / head))
         self.register_buffer("turn", torch.stack((angles.cos(), angles.sin())), persistent=False)
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -70,8 +88,9 @@ class Decoder(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, width: int, inner: int) -> None:
+    def __init__(self, size: Size) -> None:
         super().__init__()
+        width, inner, self.heads = size.width, size.inner, size.heads
         self.attention_norm, self.o_norm, self.mlp_norm = (RMSNorm(width) for _ in range(3))
         self.down_norm = RMSNorm(inner)
         self.q, self.k, self.v, self.o = (nn.Linear(width, width, bias=False) for _ in range(4))
@@ -80,7 +99,7 @@ class Block(nn.Module):
 
     def forward(self, x_BLD: Tensor, turn: Tensor) -> Tensor:
         h_BLD = self.attention_norm(x_BLD)
-        q, k, v = (layer(h_BLD).unflatten(2, (HEADS, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        q, k, v = (layer(h_BLD).unflatten(2, (self.heads, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
         y = F.scaled_dot_product_attention(_turned(q, turn), _turned(k, turn), v, is_causal=True)
         x_BLD = x_BLD + self.o(self.o_norm(y.transpose(1, 2).flatten(2)))
         h_BLD = self.mlp_norm(x_BLD)
@@ -90,8 +109,9 @@ class Block(nn.Module):
 
 def run(job: Any, arm: Arm, data_dir: Path | None, work_dir: Path) -> dict[str, Any]:
     """Train and judge one arm."""
+    device = torch.device(job.device)
     model = start_of(job, work_dir, data_dir)
-    train_N, validation_N = text_of("A" if job.task == "scratch" else "B", data_dir)
+    train_N, validation_N = text_of("A" if job.task == "scratch" else "B", data_dir, device)
     before = bits_per_byte(model, validation_N)
     optimizer, helper = prepare(model, arm, job.lr)
     codes = codes_of(model)
@@ -114,21 +134,23 @@ def run(job: Any, arm: Arm, data_dir: Path | None, work_dir: Path) -> dict[str, 
 def start_of(job: Any, work_dir: Path, data_dir: Path | None) -> Decoder:
     """A new model, or for fine-tuning the hybrid one that was trained on text A; with float latents either way."""
     torch.manual_seed(job.seed)
-    model = Decoder(job.size)
+    device = torch.device(job.device)
+    model = Decoder(SIZES[job.size])
     if job.task == "scratch":
-        return model
-    path = work_dir / f"base_{job.size}_{job.base_steps}_{job.data}.pt"
+        return model.to(device)
+    path = work_dir / f"base_{job.size}_{job.base_steps}_{job.data}_{job.device}.pt"
     if not path.is_file():
         torch.manual_seed(1000)
-        base = Decoder(job.size)
-        optimizer, _ = prepare(base, Arm("hybrid", 3e-3), 3e-3)
-        train_N, validation_N = text_of("A", data_dir)
+        base = Decoder(SIZES[job.size]).to(device)
+        optimizer, _ = prepare(base, Arm("hybrid", BASE_RATE), 3e-3)
+        train_N, validation_N = text_of("A", data_dir, device)
         told = train(base, optimizer, train_N, validation_N, job.base_steps, 1000, 1)
         print(f"base: {told['bpb']:.4f} bits per byte on its own text", flush=True)
-        torch.save(base.state_dict(), path.with_suffix(".partial"))
-        path.with_suffix(".partial").rename(path)
+        partial = path.with_suffix(f".{os.getpid()}")
+        torch.save(base.state_dict(), partial)
+        partial.rename(path)
     model.load_state_dict(torch.load(path, weights_only=True))
-    return model
+    return model.to(device)
 
 
 def prepare(model: nn.Module, arm: Arm, lr: float) -> tuple[Any, Any]:
@@ -160,7 +182,7 @@ def prepare(model: nn.Module, arm: Arm, lr: float) -> tuple[Any, Any]:
 
 
 def train(
-    model: nn.Module, optimizer: Any, train_N: Tensor, validation_N: Tensor, steps: int, seed: int, microbatches: int
+    model: Decoder, optimizer: Any, train_N: Tensor, validation_N: Tensor, steps: int, seed: int, microbatches: int
 ) -> dict[str, Any]:
     """Train in place; bits per byte at a quarter, half, three quarters and the end, flips and time."""
     peaks = [group["lr"] for group in optimizer.param_groups]
@@ -170,17 +192,17 @@ def train(
     previous = codes_of(model)
     quarters = {round(steps * quarter / 4) for quarter in range(1, 5)}
     for step in range(steps):
-        began = time.process_time()
+        began = _now(train_N.device)
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * shape(step)
-        starts = torch.randint(len(train_N) - CONTEXT - 1, (BATCH,), generator=generator)
-        batch = torch.stack([train_N[start : start + CONTEXT + 1] for start in starts.tolist()]).long()
+        starts = torch.randint(len(train_N) - model.size.context - 1, (model.size.batch,), generator=generator)
+        batch = _windows(train_N, starts, model.size.context)
         for part in batch.chunk(microbatches):
             (loss_of(model, part) / microbatches).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        seconds += time.process_time() - began
+        seconds += _now(train_N.device) - began
         if step % 10 == 9:  # every tenth step stands for its neighbours
             now = codes_of(model)
             flips.append(_share_of_flips(previous, now))
@@ -200,20 +222,33 @@ def train(
     }
 
 
-def loss_of(model: nn.Module, tokens_BL1: Tensor) -> Tensor:
-    return F.cross_entropy(model(tokens_BL1[:, :-1]).flatten(0, 1), tokens_BL1[:, 1:].flatten())
+def loss_of(model: Decoder, tokens_BL1: Tensor) -> Tensor:
+    with torch.autocast(tokens_BL1.device.type, torch.bfloat16, enabled=tokens_BL1.is_cuda):
+        return F.cross_entropy(model(tokens_BL1[:, :-1]).flatten(0, 1), tokens_BL1[:, 1:].flatten())
+
+
+def _windows(ids_N: Tensor, starts_B: Tensor, context: int) -> Tensor:
+    """[B, context + 1] from each start on."""
+    return torch.stack([ids_N[start : start + context + 1] for start in starts_B.tolist()]).long()
+
+
+def _now(device: torch.device) -> float:
+    """Seconds: of this process on a CPU that others use too; of the clock when a GPU is done."""
+    if device.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 @torch.no_grad()
-def bits_per_byte(model: nn.Module, ids_N: Tensor) -> float:
+def bits_per_byte(model: Decoder, ids_N: Tensor) -> float:
     """Mean over fixed windows that are spread evenly."""
     model.eval()
-    count = VALIDATION_BATCHES * BATCH
-    starts = torch.linspace(0, len(ids_N) - CONTEXT - 2, count).long().tolist()
+    context, batch = model.size.context, model.size.batch
+    starts = torch.linspace(0, len(ids_N) - context - 2, VALIDATION_BATCHES * batch).long()
     total = 0.0
-    for i in range(0, count, BATCH):
-        batch = torch.stack([ids_N[start : start + CONTEXT + 1] for start in starts[i : i + BATCH]]).long()
-        total += float(loss_of(model, batch))
+    for part in starts.split(batch):
+        total += float(loss_of(model, _windows(ids_N, part, context)))
     model.train()
     return total / VALIDATION_BATCHES / 0.6931471805599453
 
@@ -249,8 +284,8 @@ def _tensors(state: Any) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-def text_of(name: str, data_dir: Path | None) -> tuple[Tensor, Tensor]:
-    """(training bytes, validation bytes) of text A or B."""
+def text_of(name: str, data_dir: Path | None, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(training bytes, validation bytes) of text A or B, uint8."""
     if data_dir is None:
         train, validation = texts("stdlib", None)
         middle = len(train) // 2
@@ -262,7 +297,8 @@ def text_of(name: str, data_dir: Path | None) -> tuple[Tensor, Tensor]:
     else:
         train, validation = texts("tinyshakespeare", str(data_dir))
         assert SHAKESPEARE_TRAIN_SHARE == 0.9
-    return tuple(torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8) for text in (train, validation))  # type: ignore[return-value]
+    found = [torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8) for text in (train, validation)]
+    return found[0].to(device), found[1].to(device)
 
 
 def _share_of_flips(before: list[Tensor], after: list[Tensor]) -> float:

@@ -1,9 +1,10 @@
 """Does a search find the bit-widths that are best, and does it beat random maps of the same size?
 
+    python benchmarks/search.py --data stdlib
     python benchmarks/search.py --data-dir DIR [--runs-dir DIR] [--part small deep]
 
-DIR holds `wikitext-2/{test,valid}.txt`. Two float models are trained on test.txt, once: later runs take them from
---runs-dir, and so they do every evaluation.
+DIR holds `wikitext-2/{test,valid}.txt`; stdlib is the source of Python's library. Two float models are trained on
+test.txt, once: later runs take them from --runs-dir, and so they do every evaluation.
 
 small: two layers, eight units (all q_proj together and so on, embedding, head) at three levels. All 6,561 maps are
 measured, so the true optimum at five budgets is known; each strategy may measure 5 % of them.
@@ -42,7 +43,9 @@ STEPS = {"small": 1000, "deep": 1000}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", type=Path, required=True)
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--data-dir", type=Path, help="folder with wikitext-2/")
+    where.add_argument("--data", choices=("stdlib",))
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/search"))
     parser.add_argument("--part", nargs="+", choices=("small", "deep"), default=["small", "deep"])
     parser.add_argument("--tokens", type=int, default=2048, help="that a map is measured on")
@@ -54,6 +57,7 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(arguments.threads)
+    arguments.train, arguments.valid = texts(arguments)
     from search_deep import measure_deep
     from search_small import measure_small
 
@@ -68,13 +72,27 @@ def main() -> None:
     from record import write_result
 
     config = {
-        "text": "WikiText-2: trained on test.txt, searched and compared on valid.txt",
+        "text": arguments.data or "WikiText-2: trained on test.txt, searched and compared on valid.txt",
         "shapes": SHAPES,
         "vocabulary": VOCABULARY,
         "steps": STEPS,
         **{name: getattr(arguments, name) for name in ("tokens", "evaluations", "heal_steps", "threads")},
     }
     print(f"written: {write_result('search', config, figures, {'samples': samples})}")
+
+
+def texts(arguments: argparse.Namespace) -> tuple[Path, Path]:
+    """The files to train on, and to search and compare on."""
+    if arguments.data is None:
+        folder = arguments.data_dir / "wikitext-2"
+        return folder / "test.txt", folder / "valid.txt"
+    from quality_texts import texts as texts_of
+
+    files = arguments.runs_dir / "train.txt", arguments.runs_dir / "valid.txt"
+    arguments.runs_dir.mkdir(parents=True, exist_ok=True)
+    for file, text in zip(files, texts_of(arguments.data, None), strict=True):
+        file.write_text(text, "utf-8")
+    return files
 
 
 def trained(name: str, arguments: argparse.Namespace) -> Path:
@@ -86,7 +104,7 @@ def trained(name: str, arguments: argparse.Namespace) -> Path:
         return folder
     outcome = train(
         TrainSettings(
-            data=str(arguments.data_dir / "wikitext-2" / "test.txt"),
+            data=str(arguments.train),
             val_fraction=0.0,
             output_dir=folder,
             cache_dir=folder.parent / "cache",

@@ -17,7 +17,7 @@ SEEDS = (0, 1, 2, 3, 4)
 
 def measure_deep(folder: Path, arguments: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
     """Losses on unseen text at the sizes of uniform ternary and half-way to int4 and int8, before and after healing."""
-    text = arguments.data_dir / "wikitext-2" / "valid.txt"
+    text = arguments.valid
     bench, unseen = Bench(folder, text, arguments.tokens), Bench(folder, text, 4 * arguments.tokens, part=1)
     space = bench.space
     uniform = {level: space.size(space.uniform(level)) for level in space.levels}
@@ -104,7 +104,7 @@ def healed_losses(
         if not (target / "training_manifest.json").is_file():
             train(
                 TrainSettings(
-                    data=str(arguments.data_dir / "wikitext-2" / "test.txt"),
+                    data=str(arguments.train),
                     val_fraction=0.0,
                     output_dir=target,
                     init_from=folder,

@@ -21,8 +21,7 @@ STRATEGIES = ("sensitivity", "expander", "evolution", "random")
 
 def measure_small(folder: Path, arguments: argparse.Namespace) -> tuple[dict[str, float], dict[str, Any]]:
     """Gap to the optimum in per cent of its loss, for each strategy and budget; the share of maps each measured."""
-    text = arguments.data_dir / "wikitext-2" / "valid.txt"
-    bench = Bench(folder, text, arguments.tokens // 2, levels=LEVELS, grouping="kind")
+    bench = Bench(folder, arguments.valid, arguments.tokens // 2, levels=LEVELS, grouping="kind")
     everything = enumerate_all(bench)
     sizes = [trial.size for trial in everything]
     figures: dict[str, float] = {"maps": len(everything)}

@@ -23,6 +23,15 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+try:
+    import torch
+except ImportError:  # the core must be testable without torch
+    pass
+else:
+    torch.set_num_threads(1)
+    if not torch.cuda.is_available():  # here, before another conftest imports triton, which compiles torch's graphs too
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+
 ROOT = Path(__file__).resolve().parents[1]
 ENGINE = ROOT / "engine"
 BUILD = ROOT / "build"
@@ -33,13 +42,6 @@ def pytest_configure() -> None:
     # A shell that puts the suite into its background makes it ignore Ctrl-C, and so every program that a test starts.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        import torch
-    except ImportError:  # the core must be testable without torch
-        return
-    torch.set_num_threads(1)
-    if not torch.cuda.is_available():  # before anything imports triton, which compiles torch's graphs too
-        os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @contextmanager
@@ -118,3 +120,18 @@ def compiled() -> Callable[[str, list[str], Callable[[Path], object]], Path]:
         return folder
 
     return build
+
+
+@pytest.fixture(scope="session")
+def wasm_engines(compiled: Callable[..., Path]) -> Path:
+    """A folder with onebit.wasm and onebit-relaxed.wasm."""
+    packages = {"clang-16": "clang-16", "wasm-ld-16": "lld-16"}
+    if missing := [package for program, package in packages.items() if shutil.which(program) is None]:
+        pytest.skip(f"needs the packages {', '.join(missing)}")
+    script = ENGINE / "wasm" / "build.sh"
+
+    def make(folder: Path) -> None:
+        run_checked(script, folder / "onebit.wasm")
+        run_checked(script, folder / "onebit-relaxed.wasm", RELAXED="1")
+
+    return compiled("web-engines", ["clang-16"], make)

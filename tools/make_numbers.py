@@ -207,7 +207,30 @@ def search(path: Path, result: dict[str, Any]) -> list[str]:
         names = ("loss_sensitivity", "loss_expander", "loss_random_mean", "loss_random_best")
         cells = [_cell(figures, f"{name}_{size}", ".3f") for name in names]
         lines.append(f"| {title} | {' | '.join(cells)} | {figures[f'beats_random_share_{size}']:.0%} |")
+    if "healed_loss_found" in figures:
+        lines += [
+            "",
+            f"Uniform ternary itself has {figures['loss_uniform_ternary']:.3f}; after {config['heal_steps']} steps of "
+            f"training each it has {figures['healed_loss_ternary']:.3f}, the map of its size that `sensitivity` found "
+            f"{figures['healed_loss_found']:.3f}.",
+        ]
     return lines
+
+
+def server(path: Path, result: dict[str, Any]) -> list[str]:
+    """Many clients beside one, and many for long."""
+    figures, config = result["figures"], result["config"]
+    one, eight = (f"{figures[f'tokens_per_s_{streams}']:.0f}" for streams in ("1_stream", "8_streams"))
+    ratio, share = figures["server_throughput_8_over_1"], figures["share_of_int8_peak_8_streams"]
+    minutes, answers = figures["soak_seconds"] / 60, figures["soak_answers"]
+    errors, growth = figures["server_errors_64_streams"], figures["server_memory_growth_mb"]
+    return [
+        f"**Served**: {config['shape']} with {config['threads']} threads, {config['new_tokens']} tokens an answer: "
+        f"{one} tokens/s to one client, {eight} to eight at once, {ratio:.1f} times as many and {share:.0%} of the "
+        f"peak of the int8 dot product. The small model inside onebit to {config['streams']} clients for "
+        f"{minutes:.0f} minutes, beside others that leave, send nonsense, too much or a wrong key: {answers:,} "
+        f"answers, {errors} errors, memory {growth:+.1f} MB after warm-up ({source(path, result)})."
+    ]
 
 
 TABLES: dict[str, Callable[[Path, dict[str, Any]], list[str]]] = {
@@ -217,6 +240,7 @@ TABLES: dict[str, Callable[[Path, dict[str, Any]], list[str]]] = {
     "search": search,
     "parity": parity,
     "engine": speed,
+    "server": server,
 }
 
 

@@ -44,12 +44,13 @@ void *memmove(void *to, const void *from, size_t bytes);
 #define OB_UNROLL
 #endif
 
-#if defined(__x86_64__) || defined(_M_X64)
+/* OB_REFERENCE_ONLY: a build of the core with the reference kernels alone, on a processor that has others. */
+#if (defined(__x86_64__) || defined(_M_X64)) && !defined(OB_REFERENCE_ONLY)
 #define OB_X86 1
 #endif
 
 /* AArch64 extensions that kernels may be compiled for: on from the command line, or function by function. */
-#if defined(__aarch64__) && defined(__GNUC__)
+#if defined(__aarch64__) && defined(__GNUC__) && !defined(OB_REFERENCE_ONLY)
 #define OB_ARM 1
 #if defined(__clang__) ? __clang_major__ >= 16 : __GNUC__ >= 9
 #define OB_ARM_BY_FUNCTION 1

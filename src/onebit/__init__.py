@@ -18,6 +18,8 @@ _HOME_OF: dict[str, str] = {
     "OnebitError": "onebit.errors",
     "Model": "onebit.engine",
     "load": "onebit.engine",
+    "from_pretrained": "onebit.formats.hub",
+    "push_to_hub": "onebit.formats.hub",
     "WeightQuantizer": "onebit.quant",
     "quantize": "onebit.quant",
     "dequantize": "onebit.quant",

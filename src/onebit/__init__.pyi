@@ -9,6 +9,8 @@ from onebit.engine import Model as Model
 from onebit.engine import load as load
 from onebit.errors import OnebitError as OnebitError
 from onebit.eval.verify import verify as verify
+from onebit.formats.hub import from_pretrained as from_pretrained
+from onebit.formats.hub import push_to_hub as push_to_hub
 from onebit.models import OneBitConfig as OneBitConfig
 from onebit.models import OneBitForCausalLM as OneBitForCausalLM
 from onebit.nn import BitLinear as BitLinear

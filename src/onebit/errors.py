@@ -24,7 +24,7 @@ __all__ = [
 # The modules each extra of pyproject.toml brings; a test compares the two.
 EXTRAS: dict[str, tuple[str, ...]] = {
     "train": ("torch", "transformers", "accelerate", "datasets", "safetensors", "trl", "peft", "matplotlib"),
-    "serve": ("fastapi", "uvicorn"),
+    "serve": ("fastapi", "prometheus_client", "uvicorn"),
     "search": ("networkx", "scipy"),
     "formats": ("gguf", "huggingface_hub"),
     "eval": ("lm_eval",),

@@ -75,7 +75,7 @@ def test_every_method_takes_a_step_and_the_bytes_that_it_is_said_to(
     assert set(expected) == set(pure.METHODS)
     text = torch.randint(0, 256, (2, 17), generator=torch.Generator().manual_seed(0))
     for method, size in expected.items():
-        model = training.Decoder("0.7M")
+        model = training.Decoder(training.SIZES["0.7M"])
         optimizer, _ = training.prepare(model, pure.Arm(method, 0.1), 1e-3)
         for _ in range(2):
             training.loss_of(model, text).backward()

@@ -18,7 +18,10 @@ from onebit.train.sft_settings import SftSettings
 
 COMMANDS = {"sft": SftSettings, "distill": DistillSettings}
 # Fields without a flag: TRL's have names of their own, and a student is trained on its latents.
-WITHOUT_FLAG = {"sft": {"trl"}, "distill": {"trl", "pure", "pure_counter", "pure_eta", "pure_flip_budget"}}
+WITHOUT_FLAG = {
+    "sft": {"trl"},
+    "distill": {"trl", "pure", "pure_counter", "pure_accumulation", "pure_eta", "pure_flip_budget"},
+}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -37,7 +37,7 @@ def test_json_adds_up_and_what_fits_fits(checkpoint: Path, capsys: Capture) -> N
     assert sum(method["bytes"].values()) == method["sum"]
     weights = told["parameters"]["matrices"]
     assert method["bytes"]["counters"] == weights
-    assert method["bytes"]["accumulation"] == 2 * weights
+    assert weights < method["bytes"]["accumulation"] < 2 * weights  # in int8, rows filled up to whole blocks
     assert weights / 8 <= method["parts"]["matrices"]["weights"] < weights / 4
     assert all(batch > 3 and length == 16 for batch, length in method["fits"].values())
 

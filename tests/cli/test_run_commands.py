@@ -92,9 +92,9 @@ def test_an_empty_prompt_starts_from_nothing(model_file: Path, capsys: Capture) 
     [
         (["generate", "no/such.1bit", "x"], "no/such.1bit: no such file"),
         (["generate", "typo"], "typo: no such file"),
-        (["eval", "no/such", "--data", "x"], "x: No such file"),
+        (["eval", "no/such", "--data", "x"], "no/such: no such file"),
         (["verify", "no/such", "neither"], "no/such: no such file"),
-        (["info", "."], ".: cannot be read: Is a directory"),
+        (["info", "."], ".: a folder, and this reads files; make one with 'onebit convert . NAME.1bit'"),
     ],
 )
 def test_missing_files_are_one_line(capsys: Capture, args: list[str], says: str) -> None:
@@ -229,7 +229,7 @@ def test_doctor_knows_the_extras_of_pyproject() -> None:
     pyproject = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
     for extra, modules in EXTRAS.items():
         named = {
-            entry.split(">")[0].split(";")[0].strip().replace("-", "_")
+            entry.split(">")[0].split(";")[0].split("[")[0].strip().replace("-", "_")
             for entry in pyproject["project"]["optional-dependencies"][extra]
         }
         assert named == set(modules), extra

@@ -26,6 +26,7 @@ PROCESSORS = {
     "max": "i8mm (processor has NEON int8 matrix products)",
 }
 TESTS = ["test_kernels", "test_rows", "test_attend", "test_model", "test_tokenizer"]
+SLOW = {"test_kernels", "test_attend"}  # minutes of emulation
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +47,7 @@ def emulate(processor: str, program: Path, *arguments: object) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "test_kernels")) for name in TESTS]
-)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in TESTS])
 def test_the_tests_in_c_pass(build: Path, name: str) -> None:
     emulate("max", build / name)
 

@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -264,3 +265,26 @@ def test_what_cannot_be_served_is_refused_at_once(model: Model, tmp_path: Path) 
     request = silent.submit([60], max_new_tokens=3)
     assert "".join(request) == ""
     assert request.ids == alone_without_text(model, [60], 3)
+
+
+def test_log_probabilities_are_those_of_the_logits_alone(model: Model) -> None:
+    """Of the answer and of the prompt, read in parts beside another request, with a beginning that is in the cache."""
+    prompt = [40, 9, 200, 31, 5, 8, 90, 91, 92, 61, 3]
+    batch = Batch(model, slots=2, step_tokens=5)
+    list(batch.submit(prompt, max_new_tokens=2))
+    beside = batch.submit([1, 2, 3], max_new_tokens=9)
+    events: list[Event] = []
+    request = batch.submit(prompt, max_new_tokens=4, logprobs=3, score_from=1, on_event=events.append)
+    list(batch.run())
+    assert beside.stats.stopped_by is not None
+    ids = [*prompt, *request.ids]
+    logits_TV = model.logits(ids).astype(np.float64)
+    expected_TV = logits_TV - np.log(np.exp(logits_TV).sum(1, keepdims=True))
+    told = [*request.prompt_logprobs, *(event.logprob for event in events)]
+    assert [one.token for one in told if one] == ids[1:]
+    for position, one in enumerate(told):
+        assert one is not None
+        assert one.logprob == pytest.approx(expected_TV[position, ids[position + 1]], abs=1e-9)
+        best = np.argsort(-expected_TV[position])[:3]
+        assert [token for token, _ in one.top] == best.tolist()
+        assert [value for _, value in one.top] == pytest.approx(expected_TV[position, best], abs=1e-9)

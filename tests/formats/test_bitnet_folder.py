@@ -274,10 +274,10 @@ def test_hostile_folders(tmp_path: Path) -> None:
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     latents(tmp_path / "latents")
     capsys.readouterr()
-    for to in ("1bit", "bf16"):
+    for to in ("hf", "bf16"):
         assert execute(["convert", str(tmp_path / "latents"), str(tmp_path / to), "--to", to]) == 0
         assert "MB of weights became" in capsys.readouterr().out
-    assert torch.isfinite(logits(load(tmp_path / "1bit"))).all()
+    assert torch.isfinite(logits(load(tmp_path / "hf"))).all()
     capsys.readouterr()
     assert execute(["convert", str(tmp_path / "latents"), str(tmp_path / "bf16"), "--to", "bf16"]) == 2
     wanted = f"error: the output '{tmp_path / 'bf16'}' is there already; give the name of a new folder\n"

@@ -329,7 +329,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert done == 0, captured.err
     assert "ternary5_t16" in captured.out
     assert "times smaller than float16" in captured.out
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "model.1bit", "model.h"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "model.1bit", "model.h", "model_firmware"]
     assert np.array_equal(
         read(out).tensors["model.layers.1.mlp.down_proj.weight"].values(),
         expected_values(model, "model.layers.1.mlp.down_proj.weight"),

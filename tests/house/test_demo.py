@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from onebit.eval.demo_charts import Bar, Line, Segment, ShareRow, bars, line_chart, share_rows, stacked_bars, ticks
+from onebit.eval.charts import Bar, Line, Segment, ShareRow, bars, line_chart, share_rows, stacked_bars, ticks
 from onebit.eval.demo_report import smoothed
 
 ROOT = Path(__file__).parents[2]

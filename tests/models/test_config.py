@@ -70,7 +70,8 @@ def test_hugging_face_spellings() -> None:
 
 
 def test_round_trip_through_a_folder(tmp_path: Path, make_config: MakeConfig) -> None:
-    config = make_config("qwen3", bit_width_map={"layers.0.*": "binary"}, eos_token_id=[1, 2], pad_token_id=0)
+    levels = {"layers.1.mlp.up_proj": "int8", "layers.*.mlp.up_proj": "binary"}
+    config = make_config("qwen3", bit_width_map=levels, eos_token_id=[1, 2], pad_token_id=0)
     config.save_pretrained(tmp_path)
     stored = json.loads((tmp_path / "config.json").read_text())
     assert stored["model_type"] == "onebit"
@@ -81,7 +82,9 @@ def test_round_trip_through_a_folder(tmp_path: Path, make_config: MakeConfig) ->
     assert {k: v for k, v in again.to_dict().items() if k not in skipped} == {
         k: v for k, v in config.to_dict().items() if k not in skipped
     }
-    assert OneBitConfig.from_json_file(tmp_path / "config.json").bit_width_map == {"layers.0.*": "binary"}
+    # Keys are sorted there, "*" before "1"; which pattern came first must not be lost.
+    assert again.level("layers.1.mlp.up_proj") == "int8"
+    assert again.level("layers.0.mlp.up_proj") == "binary"
 
 
 @pytest.mark.parametrize(

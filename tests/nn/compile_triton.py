@@ -16,7 +16,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from onebit.nn import triton_products, triton_pure
+from onebit.nn import triton_moments, triton_products, triton_pure
 from onebit.optim.pure_deposit import Factors
 from onebit.quant.counters import counter_named
 
@@ -54,11 +54,13 @@ def compile_only(kernel: Any, grid: tuple[int, ...], *arguments: Any, **named: A
 
 
 def main() -> None:
-    triton_pure.launch = triton_products.launch = compile_only
+    triton_pure.launch = triton_products.launch = triton_moments.launch = compile_only
     g_OI = torch.empty(ROWS, COLS, dtype=torch.bfloat16)
     factors = Factors(torch.empty(ROWS, 1), torch.empty(COLS), torch.tensor(True))
     one = torch.tensor(1.0)
-    triton_pure.square_sums(g_OI, one, ROWS)
+    sums = triton_pure.square_sums(g_OI, one, ROWS)
+    moments = torch.empty(ROWS), torch.empty(COLS)
+    triton_pure.update_moments(moments, sums, one, torch.tensor(1))
     triton_pure.update_energy(g_OI, factors)
     codes = {is_binary: torch.empty(ROWS, COLS // (8 if is_binary else 4), dtype=torch.uint8) for is_binary in (0, 1)}
     counters = {
@@ -66,16 +68,16 @@ def main() -> None:
         "int4": torch.empty(ROWS, COLS // 2, dtype=torch.uint8),
         "none": torch.empty(ROWS, COLS // 4, dtype=torch.uint8),
     }
-    step = torch.tensor(1)
-    for name, power in (("int4", 1), ("none", 3)):
-        triton_pure.deposit(counters[name], g_OI, factors, one, power, counter_named(name), seed=1, tensor=2, step=step)
+    step, mean_square = torch.tensor(1), torch.tensor(1.0, dtype=torch.float64)
+    for name in ("int4", "none"):
+        counter = counter_named(name)
+        triton_pure.deposit(counters[name], g_OI, factors, one, mean_square, counter, seed=1, tensor=2, step=step)
     for name, is_binary in (("int8", True), ("int4", False)):
         triton_pure.fire(codes[is_binary], counters[name], counter_named(name), COLS, is_binary=is_binary)
-    x_TI, g_TO = torch.empty(256, COLS, dtype=torch.bfloat16), torch.empty(256, ROWS, dtype=torch.bfloat16)
+    x_TI = torch.empty(256, COLS, dtype=torch.int8)
     triton_pure.unpack(codes[False], COLS, torch.bfloat16, is_binary=False)
-    triton_pure.forward_product(x_TI.to(torch.int8), codes[False], torch.bfloat16, is_binary=False)
-    triton_pure.forward_product(x_TI, codes[True], torch.bfloat16, is_binary=True)
-    triton_pure.input_gradient(g_TO, codes[False], COLS, is_binary=False)
+    triton_pure.forward_product(x_TI, codes[False], torch.float32, is_binary=False)
+    triton_pure.forward_product(x_TI[:16], codes[True], torch.bfloat16, is_binary=True)
     triton_pure.code_sums(g_OI, codes[True], 64, is_binary=True)
 
 

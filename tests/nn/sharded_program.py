@@ -69,7 +69,7 @@ def parallel_run(form: dict[str, Any], rank: int, *, sharded: bool, called: Any 
     model = pure_model(seed=seed, **form)
     if sharded:
         shard_pure_weights(model)
-    # Deposited as they come: sums in bfloat16 would be rounded before the processes' gradients meet, or after.
+    # Deposited as they come: sums would be rounded before the processes' gradients meet, or after.
     optimizer, helper = create_pure1bit_optimizer(model, lr=2e-2, accumulation="deposit")
     parallel = nn.parallel.DistributedDataParallel(model if called is None else called(model))
     for step in range(3):

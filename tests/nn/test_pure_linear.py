@@ -48,14 +48,10 @@ def test_forward_and_gradients_are_the_formula(arguments: dict[str, Any]) -> Non
     expected.backward(g.double())
     torch.testing.assert_close(x.grad, q.grad.float(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(made.bias.grad, g.flatten(0, 1).sum(0))
-    # The scale's gradient: dL/dW through W = codes * exp(log_scale), summed where a scale is shared.
+    # The scale's gradient: dL/dW through W = codes * exp(log_scale), summed over what shares it: with scales per group
+    # they keep their proportions in a row.
     shares = w.grad * w.detach()
-    if made.weight.log_scale.ndim == 0:
-        shares = shares.sum()
-    elif made.weight.log_scale.ndim == 1:
-        shares = shares.sum(1)
-    else:
-        shares = torch.stack([part.sum(1) for part in shares.split(64, dim=1)], dim=1)
+    shares = shares.sum(1) if made.weight.log_scale.ndim else shares.sum()
     torch.testing.assert_close(made.weight.log_scale.grad, shares.float(), rtol=1e-3, atol=1e-4)
 
 
@@ -116,6 +112,20 @@ def test_a_step_between_forward_and_backward_is_noticed() -> None:
     optimizer.step()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+def test_scales_per_group_keep_their_proportions_and_train_a_factor_for_each_row() -> None:
+    model = pure_model(granularity="per_group", group_size=64)
+    weight = model.up.weight
+    before = model.up.quantized().scale.float()
+    assert torch.equal(weight.group_scales.float(), before)
+    assert weight.log_scale.shape == before.shape[:1]
+    train(model).detach()
+    after = model.up.quantized().scale
+    assert after.dtype == torch.float16
+    factor = after.float() / before
+    assert not torch.equal(factor, torch.ones_like(factor))
+    torch.testing.assert_close(factor, factor[:, :1].expand_as(factor), rtol=2.0**-9, atol=0)  # rounded to float16
 
 
 @pytest.mark.parametrize("cast", [torch.bfloat16, torch.float16, torch.float64])

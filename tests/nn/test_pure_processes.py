@@ -55,7 +55,10 @@ def test_two_processes(tmp_path: Path, parts: int) -> None:
     together = states[0][0]
     for name, value in alone.state_dict().items():
         if name.endswith("counters"):
-            # Sums in another order, and in bfloat16 where there are parts, round a few deposits the other way.
-            assert (value == together[name]).float().mean() > (0.99 if parts == 1 else 0.93), name
+            # Sums in another order, and in int8 where there are parts, round a few deposits the other way: an update
+            # of size 1 is up to 25 counts here, of which 1 to 2 % are a fourth or half of a count.
+            apart = (value.int() - together[name].int()).abs()
+            assert (apart == 0).float().mean() > (0.99 if parts == 1 else 0.6), name
+            assert (apart <= 1).float().mean() > 0.95, name
         elif name.endswith("log_scale"):
             torch.testing.assert_close(value, together[name], rtol=0, atol=1e-4)

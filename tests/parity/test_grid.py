@@ -55,7 +55,7 @@ def hold_to_bounds(found: dict[Any, Any], figures: dict[str, float]) -> None:
 
 @pytest.mark.timeout(300)
 def test_quick_grid(parity: ModuleType) -> None:
-    found = parity.run(list(parity.quick_cases()))
+    found = parity.run(list(parity.quick_cases()), layers=False)  # no bound is on them, and they take half of the time
     hold_to_bounds(found, parity.figures(found))
 
 

@@ -10,6 +10,7 @@ import torch
 
 from onebit.data import train_tokenizer
 from onebit.models import OneBitConfig, OneBitForCausalLM
+from onebit.search import report
 
 TEXT = "".join(f"def f{i}(x, y):\n    return x * {i % 7} + y\n\n" for i in range(60))
 SHAPE: dict[str, Any] = {
@@ -60,3 +61,10 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("text") / "val.txt"
     path.write_text("".join(f"def g{i}(a, b):\n    return a * {i % 5} - b\n\n" for i in range(40)))
     return path
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that do not look at them: they take most of a small search."""
+    for name in ("draw_front", "draw_layers"):
+        monkeypatch.setattr(report, name, lambda *given: None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from onebit.formats.onebit_file import write
 from onebit.quant import WeightQuantizer, fake_quantize
 from onebit.search.cache import ScoreCache
 from onebit.search.curvature import _moments, curvature_of
-from onebit.search.evaluator import Evaluator, HeldOut, Score
+from onebit.search.evaluator import Evaluator, HeldOut
 from onebit.search.opening import open_data, open_model
+from onebit.search.score import Score
 from onebit.search.settings import EvaluationSettings
 from onebit.search.space import LEVELS, Space, open_space
 
@@ -56,15 +58,20 @@ def test_states_that_are_reused_change_no_bit(untied: Path, text: Path) -> None:
     model, data, space = opened(untied, text)
     base = mixed(space)
     changed = [(*base[:unit], (base[unit] + 1) % 5, *base[unit + 1 :]) for unit in reversed(range(len(base)))]
-    kept = Evaluator(model, data)
-    reused = [kept.score(space.map_of(choice)) for choice in [base, *changed, base]]
+    whole = Evaluator(model, data)
+    reused = [whole.score(space.map_of(choice)) for choice in [base, *changed, base]]
     # Two layers under the head, one under each of the six matrices of the second, two when the base comes again.
-    assert kept.prefix.reused == 2 + 6 + 2
+    assert whole.prefix.reused == 2 + 6 + 2
     fresh = Evaluator(load_model(untied), data, state_bytes=0)
     assert reused == [fresh.score(space.map_of(choice)) for choice in [base, *changed, base]]
     assert fresh.prefix.reused == 0
-    small = Evaluator(load_model(untied), data, state_bytes=60_000)  # one state is 6 x 32 x 64 x 4 = 49,152 bytes
-    assert [small.score(space.map_of(choice)) for choice in [base, *changed, base]] == reused
+    for capacity in (60_000, 110_000):  # the states before one point take 199 x 64 x 4 = 50,944 bytes
+        small = Evaluator(load_model(untied), data, state_bytes=capacity)
+        for choice, score in zip([base, *changed, base], reused, strict=True):
+            assert small.score(space.map_of(choice)) == score
+            kept = [state for states in small.prefix._states.values() for state in states]
+            assert sum(state.numel() * state.element_size() for state in kept) <= capacity
+        assert small.prefix.reused >= 2  # under the head
 
 
 def test_accuracy_is_the_share_of_likeliest_tokens(checkpoint: Path, text: Path) -> None:
@@ -76,6 +83,15 @@ def test_accuracy_is_the_share_of_likeliest_tokens(checkpoint: Path, text: Path)
             for ids_L in ids_BL:  # one window after another
                 hits += int((model(input_ids=ids_L[None, :-1]).logits[0].argmax(-1) == ids_L[1:]).sum())
     assert score.accuracy == hits / data.tokens > 0.05
+
+
+def test_a_model_that_gives_no_number_has_an_infinite_loss(checkpoint: Path, text: Path) -> None:
+    model, data, space = opened(checkpoint, text)
+    with torch.no_grad():
+        model.model.norm.weight[0] = math.nan
+    score = Evaluator(model, data).score(space.map_of(space.uniform("int8")))
+    assert score.loss == math.inf
+    assert score.perplexity == math.exp(700)
 
 
 def test_a_text_or_context_that_the_model_cannot_read_is_refused(checkpoint: Path, text: Path) -> None:
@@ -130,6 +146,8 @@ def test_scores_are_kept_on_disk_under_checkpoint_data_and_map(tmp_path: Path) -
     assert ScoreCache(file, "model", "other text").get({"a": "int8", "b": "int4"}) is None
     assert ScoreCache(file, "other model", "text").get({"a": "int8", "b": "int4"}) is None
     assert len(other) == 1
+    other.put({"a": "binary"}, Score(math.inf, 0.0, 10))
+    assert ScoreCache(file, "model", "text").get({"a": "binary"}) == Score(math.inf, 0.0, 10)
     for i in range(5000):  # more than memory keeps
         other._remember(str(i), Score(0.0, 0.0, 1))
     assert len(other._recent) == 4096
@@ -138,4 +156,5 @@ def test_scores_are_kept_on_disk_under_checkpoint_data_and_map(tmp_path: Path) -
     with pytest.raises(DataError, match="remove it"):
         ScoreCache(tmp_path / "damaged", "model", "text")
     with sqlite3.connect(file) as database:
-        assert database.execute("SELECT map FROM scores").fetchall() == [('{"a": "int8", "b": "int4"}',)]
+        told = database.execute("SELECT map FROM scores ORDER BY loss").fetchall()
+    assert told == [('{"a": "int8", "b": "int4"}',), ('{"a": "binary"}',)]

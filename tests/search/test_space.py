@@ -6,13 +6,24 @@ import json
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from onebit.cli.main import execute
 from onebit.errors import ConfigError
 from onebit.formats.checkpoint import from_checkpoint, load_model, texts_of
+from onebit.formats.export import from_model
 from onebit.formats.onebit_file import read, write
-from onebit.search.space import LEVELS, Space, open_space
+from onebit.models.bit_width_map import apply_bit_width_map
+from onebit.search.cache import ScoreCache
+from onebit.search.knapsack import best_choice
+from onebit.search.random_search import random_choice
+from onebit.search.space import LEVELS, Choice, Space, open_space
+from onebit.search.trials import Budget, Trials
+
+from .test_strategies import Computed
 
 
 def space_of(folder: Path, **choices: object) -> Space:
@@ -34,6 +45,39 @@ def test_computed_size_is_the_size_on_disk(which: str, request: pytest.FixtureRe
         for name, level in space.map_of(choice).items():
             if f"{name}.weight" in stored or f"model.{name}.weight" in stored:
                 assert stored.get(f"model.{name}.weight", stored.get(f"{name}.weight")) == level
+
+
+@pytest.mark.parametrize("which", ["checkpoint", "untied"])
+def test_no_choice_for_a_budget_exceeds_it_on_disk(which: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """Random choices, and the knapsack's for random costs, under random budgets, levels and groupings."""
+    folder: Path = request.getfixturevalue(which)
+    model, texts = load_model(folder), texts_of(folder)
+
+    @given(
+        seed=st.integers(0, 2**32 - 1),
+        share=st.floats(0.0, 1.0),
+        levels=st.lists(st.sampled_from(LEVELS), min_size=2, max_size=5, unique=True),
+        grouping=st.sampled_from(["matrix", "layer", "kind"]),
+    )
+    @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    def holds(seed: int, share: float, levels: list[str], grouping: str) -> None:
+        space = open_space(model, levels=levels, grouping=grouping, **texts)  # type: ignore[arg-type]
+        least = space.size(space.smallest)
+        limit = least + int(share * (max(space.size(space.uniform(level)) for level in space.levels) - least))
+        runner = Computed(space, lambda choice: 0.0)
+        trials = Trials(space, Budget(max_bytes=limit), runner, ScoreCache(None), seed=seed)
+        costs = np.random.default_rng(seed).normal(size=(len(space.units), len(space.levels)))
+        solved = best_choice(costs, space, limit)
+        assert solved is not None
+        for choice in (random_choice(trials), solved):
+            assert size_on_disk(space, choice) == space.size(choice) <= limit
+
+    def size_on_disk(space: Space, choice: Choice) -> int:
+        apply_bit_width_map(model, space.map_of(choice))
+        write(tmp_path / "m.1bit", from_model(model, **texts))
+        return (tmp_path / "m.1bit").stat().st_size
+
+    holds()
 
 
 def test_the_command_exports_a_map_at_the_computed_size(checkpoint: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 
@@ -10,8 +11,8 @@ import numpy as np
 import pytest
 
 from onebit.search.cache import ScoreCache
-from onebit.search.evaluator import Score
 from onebit.search.run import strategy_of
+from onebit.search.score import Score
 from onebit.search.settings import STRATEGIES
 from onebit.search.space import Choice, Levels, Space, Unit
 from onebit.search.surrogate import measure_around
@@ -48,23 +49,27 @@ def make_loss(space: Space, seed: int = 0, interaction: float = 0.15) -> Loss:
 
 
 class Computed:
-    """A runner that computes losses, and counts the maps."""
+    """A runner that computes losses, and accuracies that mostly fall with them, and counts the maps."""
 
     def __init__(self, space: Space, loss: Loss, reverse: bool = False) -> None:
         self.space, self.loss, self.reverse, self.count = space, loss, reverse, 0
+
+    def score(self, choice: Choice) -> Score:
+        loss = self.loss(choice)
+        return Score(loss, max(0.0, 1.0 - loss / 8 - 0.02 * (sum(choice) % 3)), 100)
 
     def scores(self, maps: Sequence[Levels]) -> Iterator[tuple[int, Score]]:
         order = range(len(maps))
         for index in reversed(order) if self.reverse else order:
             self.count += 1
-            yield index, Score(self.loss(self.space.choice_of(maps[index])), 0.5, 100)
+            yield index, self.score(self.space.choice_of(maps[index]))
 
     def close(self) -> None:
         pass
 
 
 def run(
-    strategy: str, space: Space, loss: Callable[[Choice], float], *, reverse: bool = False, **budget: int
+    strategy: str, space: Space, loss: Callable[[Choice], float], *, reverse: bool = False, **budget: float
 ) -> Trials:
     runner = Computed(space, loss, reverse)
     trials = Trials(space, Budget(**budget), runner, ScoreCache(None), seed=1)  # type: ignore[arg-type]
@@ -79,19 +84,26 @@ def budgets(space: Space) -> list[int]:
     return [sizes[0] + (sizes[1] - sizes[0]) * percent // 100 for percent in (5, 20, 50, 80)]
 
 
+@functools.cache
+def everything(seed: int) -> list[tuple[Choice, int, float]]:
+    """Every choice of `make_space(seed=seed)`, its size and its loss."""
+    space = make_space(seed=seed)
+    loss = make_loss(space, seed)
+    return [(c, space.size(c), loss(c)) for c in itertools.product(range(4), repeat=UNITS)]
+
+
 @pytest.mark.parametrize("strategy", ["sensitivity", "expander"])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_optimum_is_found_within_one_per_cent_by_few_evaluations(strategy: str, seed: int) -> None:
     space = make_space(seed=seed)
     loss = make_loss(space, seed)
-    everything = [(space.size(c), loss(c)) for c in itertools.product(range(4), repeat=UNITS)]
     for limit in budgets(space):
-        optimum = min(value for size, value in everything if size <= limit)
-        trials = run(strategy, space, loss, max_bytes=limit, max_evaluations=len(everything) // 20)
+        optimum = min(value for _, size, value in everything(seed) if size <= limit)
+        trials = run(strategy, space, loss, max_bytes=limit, max_evaluations=len(everything(seed)) // 20)
         assert trials.best is not None
         assert trials.best.size <= limit
         assert trials.best.score.loss <= 1.01 * optimum
-        assert len(trials.done) <= 0.05 * len(everything)
+        assert len(trials.done) <= 0.05 * len(everything(seed))
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -103,6 +115,55 @@ def test_no_strategy_spends_more_than_it_may(strategy: str, evaluations: int) ->
     assert len(trials.done) <= evaluations
     assert trials.best is not None
     assert trials.best.size == space.size(trials.best.choice) <= limit
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_answer_is_the_best_that_is_accurate_enough(strategy: str) -> None:
+    space = make_space(units=12)
+    loss, limit = make_loss(space), budgets(space)[1]
+    free = run(strategy, space, loss, max_bytes=limit, max_evaluations=60)
+    reached = sorted(trial.score.accuracy for trial in free.done.values() if free.fits(trial.choice))[-5]
+    trials = run(strategy, space, loss, max_bytes=limit, max_evaluations=60, min_accuracy=reached)
+    keeping = [t for t in trials.done.values() if t.size <= limit and t.score.accuracy >= reached]
+    assert trials.best == min(keeping, key=lambda t: (t.score.loss, t.size, t.choice))
+    never = run(strategy, space, loss, max_bytes=limit, max_evaluations=60, min_accuracy=0.99)
+    assert never.best is None
+    assert never.leader is not None
+    assert list(never.done) == list(free.done)  # it looked as far as without
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_losses_that_are_no_number_are_avoided(strategy: str) -> None:
+    space = make_space()
+    usual, limit = make_loss(space), budgets(space)[1]
+
+    def is_number(choice: Choice) -> bool:
+        return choice[0] != 0 and choice[1:3] != (0, 0)
+
+    def loss(choice: Choice) -> float:
+        return usual(choice) if is_number(choice) else np.inf
+
+    trials = run(strategy, space, loss, max_bytes=limit, max_evaluations=200)
+    optimum = min(value for choice, size, value in everything(0) if size <= limit and is_number(choice))
+    assert trials.best is not None
+    assert trials.best.score.loss <= (1.01 if strategy in ("sensitivity", "expander") else 1.1) * optimum
+
+
+def test_what_an_interrupted_request_had_got_is_kept() -> None:
+    space = make_space()
+    runner = Computed(space, make_loss(space))
+
+    class Interrupted(Computed):
+        def scores(self, maps: Sequence[Levels]) -> Iterator[tuple[int, Score]]:
+            yield from itertools.islice(super().scores(maps), 3)
+            raise KeyboardInterrupt
+
+    trials = Trials(space, Budget(), Interrupted(space, runner.loss, reverse=True), ScoreCache(None))
+    with pytest.raises(KeyboardInterrupt):
+        trials.evaluate([space.uniform(level) for level in space.levels])
+    assert [trial.choice[0] for trial in trials.done.values()] == [1, 2, 3]
+    assert trials.best is not None
+    assert trials.best.choice in trials.done
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from onebit.cli.main import execute
 from onebit.errors import DataError
 from onebit.formats.checkpoint import from_checkpoint, load_model
+from onebit.formats.onebit_file import write
 from onebit.models import OneBitConfig, OneBitForCausalLM
 from onebit.models.converted import load_converted
 from onebit.models.pretrained import describe_model, load_causal_lm
@@ -87,7 +88,8 @@ def trained(run: SftSettings) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         if key.endswith(".weight.codes"):
             name = key.removesuffix(".weight.codes")
             scale = state[f"{name}.weight.log_scale"].exp()
-            scale = scale.half() if scale.ndim == 2 else scale
+            if (groups := state.get(f"{name}.weight.group_scales")) is not None:
+                scale = (scale[:, None] * groups.float()).half()
             codes_OI = layout.unpack(packed.numpy(), state[f"{name}.weight.column_moments"].numel())
             found[name] = codes_OI, scale.numpy()
     return found
@@ -124,6 +126,19 @@ def test_eval_says_the_same_of_both(run: SftSettings, tmp_path: Path, capsys: py
         assert execute(["eval", str(run.output_dir / source), "--data", str(text), "--json"]) == 0
         losses.append(json.loads(capsys.readouterr().out)["figures"]["loss"])
     assert losses[0] == losses[1]
+
+
+def test_verify_holds_a_file_against_a_checkpoint(
+    run: SftSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint, file = run.output_dir / "checkpoint-3", tmp_path / "model.1bit"
+    write(file, from_checkpoint(checkpoint))
+    for other in (file, run.output_dir):
+        assert execute(["verify", str(checkpoint), str(other), "--num-tokens", "40"]) == 0, capsys.readouterr()
+        assert capsys.readouterr().out.startswith("same: ")
+    # The step before moved codes, scales and what is float.
+    assert execute(["verify", str(checkpoint.with_name("checkpoint-2")), str(file), "--num-tokens", "40"]) == 1
+    assert capsys.readouterr().out.startswith("DIFFERENT: ")
 
 
 @pytest.mark.parametrize("pure", [True, False], ids=["pure", "hybrid"])

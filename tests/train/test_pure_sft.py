@@ -99,6 +99,7 @@ def test_a_model_of_latents_is_trained_on_from_its_residual(run: SftSettings, tm
         ({"use_peft": True}, "--use-peft trains adapters over frozen codes; drop it or --pure"),
         ({"tables": True}, "--tables quantises embeddings"),
         ({"pure_counter": "int2"}, "--pure-counter is 'int2'"),
+        ({"pure_accumulation": "float"}, "--pure-accumulation is 'float'"),
         ({"pure_eta": 0.0}, "--pure-eta is 0.0"),
         ({"pure_flip_budget": 0.5}, "--pure-flip-budget computes what --pure-eta sets"),
         ({"pure_eta": None, "pure_flip_budget": -1.0}, "--pure-flip-budget is -1.0"),
@@ -143,8 +144,13 @@ def test_the_command_says_its_rates(run: SftSettings, capsys: pytest.CaptureFixt
         "--pure",
         "--pure-counter",
         "int4",
+        "--pure-accumulation",
+        "bfloat16",
+        "--grad-accum",
+        "2",
     ]
     assert execute(["sft", *flags, *more]) == 0
     said = capsys.readouterr().out
     assert "pure training of 8 matrices with int4 counters: learning rate 1e-06 for what is float, eta " in said
+    assert "; 2 batches a step, summed in bfloat16" in said
     assert "warning: eta is small for int4 counters" in said

@@ -174,7 +174,7 @@ def test_sigterm_saves_and_the_same_call_goes_on_bit_for_bit(
 
 
 def test_sigkill_resumes_bit_for_bit(run: SftSettings, tmp_path: Path) -> None:
-    whole = replace(run, output_dir=tmp_path / "whole", max_steps=40, save_steps=3)
+    whole = replace(run, output_dir=tmp_path / "whole", max_steps=18, save_steps=4)
     sft(whole)
     killed = replace(whole, output_dir=tmp_path / "killed")
     flags = [
@@ -185,7 +185,7 @@ def test_sigkill_resumes_bit_for_bit(run: SftSettings, tmp_path: Path) -> None:
         "--out_dir",
         tmp_path / "killed",
     ]
-    flags += ["--steps", 40, "--save_steps", 3, "--logging_steps", 1, "--bsz", 4, "--max_length", 64, "--lr", 1e-3]
+    flags += ["--steps", 18, "--save_steps", 4, "--logging_steps", 1, "--bsz", 4, "--max_length", 64, "--lr", 1e-3]
     process = subprocess.Popen(
         [sys.executable, "-m", "onebit.cli.main", "sft", *map(str, flags), "--device", "cpu", "--quiet"],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},

@@ -25,7 +25,11 @@ static const char *reason(uint32_t isa) {
     case OB_ISA_AMX: return "processor has AMX int8 tiles";
     case OB_ISA_NEON: return ob_cpu_features() & OB_CPU_ARM_DOT ? "processor has NEON with dot products" : "processor has NEON";
     case OB_ISA_I8MM: return "processor has NEON int8 matrix products";
+#ifdef __wasm_relaxed_simd__
+    case OB_ISA_WASM: return "built with relaxed WebAssembly SIMD";
+#else
     case OB_ISA_WASM: return "built with WebAssembly SIMD";
+#endif
     default: return "reference; the only one here";
     }
 }
@@ -116,6 +120,9 @@ int ob_kernels_choose(ob_kernels *k, uint32_t isa) {
     if (isa == OB_ISA_WASM) {
         ob_enter_linear_t16_wasm(k), ob_enter_linear_rows_i8_wasm(k), ob_enter_linear_rows_f32_wasm(k);
         ob_enter_rows_wasm(k), ob_enter_attend_wasm(k);
+#ifdef __wasm_relaxed_simd__
+        ob_enter_linear_t16_relaxed(k), ob_enter_linear_rows_i8_relaxed(k);
+#endif
     }
 #endif
     return 1;

@@ -194,6 +194,9 @@ ob_linear_fn ob_linear_binary_t16_i8_dot, ob_linear_ternary_t16_i8_dot, ob_linea
 #ifdef __wasm_simd128__
 ob_enter_fn ob_enter_linear_t16_wasm, ob_enter_linear_rows_i8_wasm, ob_enter_linear_rows_f32_wasm;
 ob_enter_fn ob_enter_rows_wasm, ob_enter_attend_wasm;
+#ifdef __wasm_relaxed_simd__
+ob_enter_fn ob_enter_linear_t16_relaxed, ob_enter_linear_rows_i8_relaxed;
+#endif
 #endif
 
 #endif

@@ -162,10 +162,10 @@ INLINE vfloat load_codes(const uint8_t *from) {
 }
 /* The exponent moved by a product, which subnormal halves need as well; infinity and NaN get theirs back. */
 INLINE vfloat load_half(const uint8_t *from) {
-    vint half = (vint)wasm_u32x4_load16x4(from), size = half & 0x7fff;
-    vfloat value = (vfloat)(size << 13) * 5.192296858534828e33f; /* 2^112 */
-    vint endless = (vint)wasm_i32x4_gt((v128_t)size, wasm_i32x4_splat(0x7bff)) & 0x7f800000;
-    return (vfloat)((vint)value | endless | (half & 0x8000) << 16);
+    vint half = (vint)wasm_i32x4_load16x4(from) << 13 & (int32_t)0x8fffe000; /* the sign is there already */
+    vint value = (vint)((vfloat)half * 5.192296858534828e33f); /* 2^112 */
+    vint endless = (vint)wasm_i32x4_gt((v128_t)(value & 0x7fffffff), wasm_i32x4_splat(0x477fffff)) & 0x7f800000; /* 65536 on */
+    return (vfloat)(value | endless);
 }
 INLINE void store_half(uint8_t *to, vfloat v) {
     for (int l = 0; l < W; l++) {

@@ -1,7 +1,8 @@
 /* Body of the linear layers of int8 and int4 rows with int8 inputs on 128-bit registers (NEON, WebAssembly). The file that
- * includes this defines TARGET, INLINE, UNROLL, the vector i32x4 and
+ * includes this defines TARGET, INLINE, UNROLL and
  *   ROWS, MAX_TOKENS                   rows and tokens whose sums the registers hold
  *   operand                            16 int8 or 32 int4 codes, or the inputs they meet
+ *   accumulator, total(acc)            what dot adds to, {0} at first, and the sum in it
  *   weights(layout, bytes), inputs(layout, x), dot(layout, acc, weights, inputs)
  * int4 codes go as 0 to 15; what that is too much, 8 times the sum of the inputs, is taken off at the end. */
 
@@ -10,9 +11,9 @@ INLINE uint32_t step_of(uint32_t layout) { return layout == OB_LAYOUT_INT4 ? 32 
 /* acc[r][t] = the products of `count` inputs. Both sides are readable up to whole steps, and x is zero there. */
 INLINE void dot_rows(uint32_t layout, const uint8_t *codes, size_t row_stride, const int8_t *x, size_t x_stride,
                      uint32_t count, int rows, int tokens, int32_t sums[ROWS][MAX_TOKENS]) {
-    i32x4 acc[ROWS][MAX_TOKENS];
+    accumulator acc[ROWS][MAX_TOKENS];
     UNROLL for (int r = 0; r < rows; r++)
-        UNROLL for (int t = 0; t < tokens; t++) acc[r][t] = (i32x4){0};
+        UNROLL for (int t = 0; t < tokens; t++) acc[r][t] = (accumulator){0};
     for (uint32_t k = 0; k < count; k += step_of(layout), codes += 16) {
         operand in[MAX_TOKENS];
         UNROLL for (int t = 0; t < tokens; t++) in[t] = inputs(layout, x + (size_t)t * x_stride + k);
@@ -22,8 +23,7 @@ INLINE void dot_rows(uint32_t layout, const uint8_t *codes, size_t row_stride, c
         }
     }
     UNROLL for (int r = 0; r < rows; r++)
-        UNROLL for (int t = 0; t < tokens; t++)
-            sums[r][t] = (int32_t)((uint32_t)acc[r][t][0] + (uint32_t)acc[r][t][1] + (uint32_t)acc[r][t][2] + (uint32_t)acc[r][t][3]);
+        UNROLL for (int t = 0; t < tokens; t++) sums[r][t] = total(acc[r][t]);
 }
 
 INLINE void row_tokens(uint32_t layout, const ob_weights *w, const ob_inputs *in, uint32_t row, int rows, uint32_t first,

@@ -4,8 +4,12 @@
 #define UNROLL OB_UNROLL
 
 enum { ROWS = 4, MAX_TOKENS = 4 };
-typedef int32x4_t i32x4;
+typedef int32x4_t accumulator;
 typedef int8x16x2_t operand; /* int4: even inputs, odd inputs */
+
+INLINE int32_t total(accumulator acc) {
+    return (int32_t)((uint32_t)acc[0] + (uint32_t)acc[1] + (uint32_t)acc[2] + (uint32_t)acc[3]);
+}
 
 INLINE operand weights(uint32_t layout, const uint8_t *bytes) {
     uint8x16_t v = vld1q_u8(bytes);
@@ -19,7 +23,7 @@ INLINE operand inputs(uint32_t layout, const int8_t *x) {
     return (operand){{v, v}};
 }
 
-INLINE i32x4 dot(uint32_t layout, i32x4 acc, operand w, operand x) {
+INLINE accumulator dot(uint32_t layout, accumulator acc, operand w, operand x) {
     acc = DOT(acc, w.val[0], x.val[0]);
     return layout == OB_LAYOUT_INT4 ? DOT(acc, w.val[1], x.val[1]) : acc;
 }

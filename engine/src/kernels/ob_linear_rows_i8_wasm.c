@@ -9,10 +9,14 @@
 #define UNROLL OB_UNROLL
 
 enum { ROWS = 4, MAX_TOKENS = 2 };
-typedef int32_t i32x4 __attribute__((vector_size(16)));
+typedef int32_t accumulator __attribute__((vector_size(16)));
 typedef struct operand {
     v128_t part[4]; /* int8: inputs 0-7, 8-15; int4: the even ones of 0-15, the odd ones, the same of 16-31 */
 } operand;
+
+INLINE int32_t total(accumulator acc) {
+    return (int32_t)((uint32_t)acc[0] + (uint32_t)acc[1] + (uint32_t)acc[2] + (uint32_t)acc[3]);
+}
 
 INLINE operand weights(uint32_t layout, const uint8_t *bytes) {
     operand w;
@@ -38,9 +42,9 @@ INLINE operand inputs(uint32_t layout, const int8_t *x) {
     return in;
 }
 
-INLINE i32x4 dot(uint32_t layout, i32x4 acc, operand w, operand x) {
+INLINE accumulator dot(uint32_t layout, accumulator acc, operand w, operand x) {
     UNROLL for (int i = 0; i < (layout == OB_LAYOUT_INT8 ? 2 : 4); i++)
-        acc = (i32x4)wasm_i32x4_add((v128_t)acc, wasm_i32x4_dot_i16x8(w.part[i], x.part[i]));
+        acc = (accumulator)wasm_i32x4_add((v128_t)acc, wasm_i32x4_dot_i16x8(w.part[i], x.part[i]));
     return acc;
 }
 

@@ -10,9 +10,8 @@
 #include "ob_kernels.h"
 
 #ifdef __wasm_simd128__
-#include <wasm_simd128.h>
-
 #include "../ob_math.h"
+#include "ob_bytes_wasm.h"
 
 #define TARGET
 #define INLINE OB_INLINE
@@ -83,7 +82,7 @@ INLINE void dot_run(uint32_t layout, const uint8_t *data, uint32_t tiles, const 
             }
             if (layout == OB_LAYOUT_TERNARY5_T16)
                 UNROLL for (int q = 0; q < quarters; q++)
-                    bytes[q] = wasm_i8x16_add(bytes[q], wasm_i8x16_add(bytes[q], bytes[q]));
+                    bytes[q] = times3_i8(bytes[q]);
         }
     }
 }

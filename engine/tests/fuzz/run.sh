@@ -21,13 +21,14 @@ if [ -z "${NO_LIBFUZZER:-}" ] && ${CLANG:-clang} -fsanitize=fuzzer,address,undef
     libfuzzer=yes
     sanitize=-fsanitize=fuzzer-no-link,address,undefined
 fi
-flags="-std=c11 -O1 -g -ffp-contract=off -fno-omit-frame-pointer $sanitize -fno-sanitize-recover=all
-       -I$engine/include -I$engine/src -I$engine/src/kernels"
+common="-std=c11 -g -ffp-contract=off -fno-omit-frame-pointer -I$engine/include -I$engine/src -I$engine/src/kernels"
+flags="$common -O1 $sanitize -fno-sanitize-recover=all"
 
-# Optimising the x86 kernels under sanitizers takes minutes, which a short run does not have.
+# The x86 kernels under both sanitizers take a compiler a minute, optimised several, which a short run does not have: their
+# reads and writes are checked there, by calls, and what C leaves undefined is not.
 wide='_\(avx2\|avxvnni\|avx512\|amx\)\.c$'
-wide_flags=-O0
-[ -z "$libfuzzer" ] || wide_flags=-O1
+wide_flags="$common -O0 -fsanitize=address --param asan-instrumentation-with-call-threshold=0"
+[ -z "$libfuzzer" ] || wide_flags=$flags
 jobs=$(getconf _NPROCESSORS_ONLN)
 
 # Compiled again when a source or the command is another than at the last run into this folder.
@@ -38,7 +39,7 @@ if [ "$(cat "$objects/complete" 2>/dev/null)" != "$state" ]; then
     mkdir "$objects"
     # The wide kernels take longest and go first, one file a call, so that no processor waits for the other at the end.
     # shellcheck disable=SC2086
-    (cd "$objects" && ls "$engine"/src/kernels/*.c | grep "$wide" | xargs -n 1 -P "$jobs" $compiler $flags $wide_flags -c)
+    (cd "$objects" && ls "$engine"/src/kernels/*.c | grep "$wide" | xargs -n 1 -P "$jobs" $compiler $wide_flags -c)
     # shellcheck disable=SC2086
     (cd "$objects" && ls "$engine"/src/*.c "$engine"/src/kernels/*.c "$here"/*.c | grep -v "$wide" |
         xargs -n 1 -P "$jobs" $compiler $flags -c)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -31,8 +31,8 @@ from onebit.cli.sampling import (
 from onebit.errors import ConfigError
 
 if TYPE_CHECKING:
-    from onebit.cli.conversation import Conversation
     from onebit.engine import Model
+    from onebit.engine.conversation import Conversation
 
 __all__ = ["chat"]
 
@@ -112,18 +112,14 @@ def chat(
 
 
 def _conversation(loaded: Model, system: str | None, reserve: int) -> Conversation:
-    from onebit.cli.conversation import Conversation
+    from onebit.engine.conversation import Conversation, encoder_of, specials_of
 
-    tokenizer: Any = loaded.tokenizer
-    description = loaded.description
-    tokens = {"bos_token": description.bos, "eos_token": description.eos, "pad_token": description.pad}
-    specials = {name: tokenizer.id_to_token(token) or "" for name, token in tokens.items() if token is not None}
     return Conversation(
-        encode=lambda text: tokenizer.encode(text, add_special_tokens=False).ids,
-        context=description.max_seq_len,
+        encode=encoder_of(loaded),
+        context=loaded.description.max_seq_len,
         reserve=reserve,
         template=loaded.chat_template,
-        specials=specials,
+        specials=specials_of(loaded),
         system=system,
     )
 

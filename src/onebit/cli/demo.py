@@ -242,13 +242,15 @@ def _report(
 
     from onebit.eval import demo_measure as measure
     from onebit.eval.demo_report import DemoResult, render
+    from onebit.eval.pace import engine_pace, torch_pace
     from onebit.eval.record import commit, machine, versions
+    from onebit.formats.checkpoint import load_model
     from onebit.train.metrics_log import read_metrics
 
     run.say("measuring speed")
     ids = model.tokenizer.encode("".join(prompt + text for prompt, text in samples)).ids[:128]
-    writing, reading = measure.engine_speed(model, ids)
-    in_torch = measure.torch_speed(run.checkpoint, ids)
+    writing, reading = engine_pace(model, ids)
+    in_torch = torch_pace(load_model(run.checkpoint), ids)
     manifest = _manifest(run) or {}
     metrics, tokens = read_metrics(run.checkpoint), int(manifest.get("tokens_seen", 0))
     float16, stored = measure.sizes(file, run.file)

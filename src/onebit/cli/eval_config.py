@@ -28,10 +28,10 @@ def eval_config(
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Score one bit-width map on held-out text, and say how many bytes its exported file has."""
-    import math
     from json import dumps
 
     from onebit.models.bit_width_map import read_bit_width_map
+    from onebit.search.report import score_values
     from onebit.search.run import evaluate_map
     from onebit.search.settings import EvaluationSettings
 
@@ -46,10 +46,9 @@ def eval_config(
         device=device,
     )
     score, size = evaluate_map(settings, read_bit_width_map(bit_width_map).levels)
-    perplexity = math.exp(min(score.loss, 700.0))
     if json:
-        values = {"loss": score.loss, "perplexity": perplexity, "accuracy": score.accuracy, "tokens": score.tokens}
-        typer.echo(dumps({**values, "size_bytes": size, "size_mb": size / 1e6}, indent=2))
+        values = {**score_values(score), "tokens": score.tokens, "size_bytes": size, "size_mb": size / 1e6}
+        typer.echo(dumps(values, indent=2))
         return
-    typer.echo(f"loss {score.loss:.4f} nats per token, perplexity {perplexity:.4g}, top-1 {score.accuracy:.2%}")
+    typer.echo(f"loss {score.loss:.4f} nats per token, perplexity {score.perplexity:.4g}, top-1 {score.accuracy:.2%}")
     typer.echo(f"{score.tokens:,} tokens scored; the exported file has {size:,} bytes")

@@ -1,4 +1,4 @@
-"""`onebit info`: what a .1bit file holds."""
+"""`onebit info`: what a .1bit or GGUF file holds."""
 
 from __future__ import annotations
 
@@ -12,24 +12,34 @@ __all__ = ["info"]
 
 def info(
     file: Annotated[
-        Path | None, typer.Argument(metavar="FILE", help="A .1bit file; the small model inside onebit if not given.")
+        Path | None,
+        typer.Argument(metavar="FILE", help="A .1bit or GGUF file; the small model inside onebit if not given."),
     ] = None,
-    verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Check the tensors' checksums.")] = True,
+    verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Check a .1bit file's checksums.")] = True,
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Show a file's model, sections, tensors, sizes, bits per weight and share of -1, 0 and +1.
 
-    Bits per weight are measured: scales and padding included. The header's checksum is always checked.
+    Bits per weight are measured: scales and padding included. The header's checksum is always checked. Of a GGUF file:
+    its metadata, and type, size and bits per weight of each tensor.
     """
     from json import dumps
 
+    from onebit.cli.info_gguf import is_gguf, print_gguf, summarise_gguf
     from onebit.cli.model_path import TINY, tiny_model_path
+    from onebit.errors import FormatError
     from onebit.eval.tables_cost import describe_cost
     from onebit.formats.onebit_file import read
     from onebit.formats.statistics import summarise
 
     if file is None or str(file) == TINY:
         file = tiny_model_path()
+    if file.is_dir():
+        raise FormatError(f"{file}: a folder, and this reads files; make one with 'onebit convert {file} NAME.1bit'")
+    if is_gguf(file):
+        found = summarise_gguf(file)
+        typer.echo(dumps(found, indent=2)) if json else print_gguf(found)
+        return
     contents = read(file, verify=verify)
     summary: dict[str, Any] = {"file": str(file), "file_bytes": file.stat().st_size} | summarise(contents)
     summary["checksums"] = {"header": "good", "tensors": "good" if verify else "not checked"}

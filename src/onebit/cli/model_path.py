@@ -1,5 +1,5 @@
-"""Which `.1bit` file a MODEL argument means: the file itself, the tiny model in the package, or a checkpoint folder
-exported once and kept in the cache under the hash of its contents."""
+"""Which `.1bit` file a MODEL argument means: the file itself, the tiny model in the package, or a checkpoint folder or
+GGUF file converted once and kept in the cache under the hash of its contents."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from onebit import __version__
 from onebit.errors import FormatError, MissingExtraError
@@ -39,7 +40,8 @@ def cache_dir() -> Path:
 
 
 def resolve_model(model: Path | str | None) -> Path:
-    """The `.1bit` file to run. A checkpoint folder is exported first (this needs torch) unless the cache has it."""
+    """The `.1bit` file to run. A checkpoint folder (this needs torch) or a GGUF file is converted first, unless the
+    cache has it."""
     if model is None or str(model) == TINY:
         return tiny_model_path()
     path = Path(model)
@@ -47,7 +49,24 @@ def resolve_model(model: Path | str | None) -> Path:
         return _exported(path)
     if not path.is_file():
         raise FormatError(f"{path}: no such file or folder; give a .1bit file, a checkpoint folder, or '{TINY}'")
-    return path
+    with path.open("rb") as file:
+        return _converted(path) if file.read(4) == b"GGUF" else path
+
+
+def _converted(path: Path) -> Path:
+    """A GGUF file in the cache, by its contents."""
+    digest = hashlib.blake2b(__version__.encode(), digest_size=16)
+    _hash_file(digest, path)
+    target = cache_dir() / f"{digest.hexdigest()}.1bit"
+    if not target.is_file():
+        from onebit.formats.gguf_import import from_gguf
+        from onebit.formats.onebit_file import write
+
+        print(f"converting {path} to the cache ({target})", file=sys.stderr)
+        file = from_gguf(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write(target, file)
+    return target
 
 
 def _exported(folder: Path) -> Path:
@@ -68,10 +87,14 @@ def _content_hash(folder: Path) -> str:
     digest = hashlib.blake2b(__version__.encode(), digest_size=16)
     for path in sorted({path for pattern in _MODEL_FILES for path in folder.glob(pattern)}):
         digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+        _hash_file(digest, path)
     return digest.hexdigest()
+
+
+def _hash_file(digest: Any, path: Path) -> None:
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
 
 
 def _export(folder: Path, target: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from onebit.cli.recipe_file import Recipe
 from onebit.cli.recipe_stages import StageRecord
-from onebit.eval.demo_report import STYLE
+from onebit.eval.page import page
 from onebit.eval.record import commit, machine, versions
 
 __all__ = ["render"]
@@ -26,8 +26,7 @@ def render(recipe: Recipe, records: Mapping[str, StageRecord]) -> str:
         *(_figures(label, record) for label, record in records.items() if record.figures),
         _foot(),
     ]
-    page = PAGE.replace("{{style}}", STYLE + OWN_STYLE).replace("{{title}}", escape(recipe.path.name))
-    return page.replace("{{body}}", "\n".join(body))
+    return page(recipe.path.name, body)
 
 
 def _head(recipe: Recipe, records: Mapping[str, StageRecord]) -> str:
@@ -110,26 +109,3 @@ def _circumstances() -> str:
     packages = ", ".join(f"{name} {version}" for name, version in versions().items())
     memory = f"{here['cores']} cores, {here['memory_gib']} GiB"
     return f"{here['gpu'] or here['processor']}, {memory}. {packages}. Commit {commit() or 'unknown'}."
-
-
-OWN_STYLE = """
-table { border-collapse: collapse; width: 100%; font-size: 14.5px; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; vertical-align: top; padding: 6px 10px 6px 0; border-top: 1px solid var(--rule); }
-th { color: var(--soft); font-weight: 500; border-top: 0; } .right { text-align: right; white-space: nowrap; }
-.wide { overflow-x: auto; } .soft { color: var(--soft); } .bad { color: var(--plus); font-weight: 600; }
-code { font: 13px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; overflow-wrap: anywhere; }
-"""
-
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{title}}</title>
-<style>{{style}}</style>
-</head>
-<body><main>
-{{body}}
-</main></body>
-</html>
-"""

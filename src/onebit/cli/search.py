@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from onebit.search.report import SearchResult
 
 __all__ = ["search"]
 
@@ -84,21 +88,32 @@ def search(
 
     result = run(SearchSettings(**values))
     if not quiet:
-        score = result.score
-        typer.echo(
-            f"{result.settings.strategy}: loss {score.loss:.4f} nats per token, perplexity"
-            f" {result.to_dict()['perplexity']:.4g}, top-1 {score.accuracy:.2%}; the file has {result.size:,} bytes,"
-            f" {result.float16_bytes / result.size:.2f} times smaller than float16;"
-            f" {len(result.trials.done)} evaluations, {result.trials.measured} of them new"
-        )
-        if result.healed is not None:
-            typer.echo(
-                f"healed from loss {result.best.score.loss:.4f}: onebit export --model-dir {result.healed.folder}"
-                " --output model.1bit"
-            )
-        else:
-            typer.echo(
-                f"wrote {output}: onebit export --model-dir {checkpoint} --bit-width-map {output} --output model.1bit"
-            )
+        for line in _told(result):
+            typer.echo(line)
     if result.interrupted:
         raise typer.Exit(130)
+
+
+def _told(result: SearchResult) -> Iterator[str]:
+    """What the terminal is told at the end."""
+    settings, score, trials = result.settings, result.score, result.trials
+    yield (
+        f"{settings.strategy}: loss {score.loss:.4f} nats per token, perplexity {score.perplexity:.4g}, top-1"
+        f" {score.accuracy:.2%}; the file has {result.size:,} bytes, {result.float16_bytes / result.size:.2f} times"
+        f" smaller than float16; {len(trials.done)} evaluations, {trials.measured} of them new"
+    )
+    if result.kept is not None:
+        yield f"healed from loss {result.best.score.loss:.4f}; wrote {settings.output}"
+        yield f"onebit export --model-dir {result.kept.folder} --output model.1bit"
+        return
+    if result.healed is not None:
+        healed = result.healed.score
+        yield (
+            f"healing did no good (loss {healed.loss:.4f}, top-1 {healed.accuracy:.2%}): this is the map without it;"
+            " try more --finetune-steps or another --finetune-lr"
+        )
+    if result.interrupted:
+        yield "stopped: this is the best so far, and the same command goes on from here"
+    yield f"wrote {settings.output}"
+    folder = settings.checkpoint if settings.checkpoint.is_dir() else settings.checkpoint.parent
+    yield f"onebit export --model-dir {folder} --bit-width-map {settings.output} --output model.1bit"

@@ -34,6 +34,14 @@ class SftOptions(FineTuningOptions):
     pure_counter: Annotated[
         str, typer.Option(help="int8, int4 (0.75 bytes a weight) or none (0.5, worse).", rich_help_panel=_PURE)
     ] = "int8"
+    pure_accumulation: Annotated[
+        str,
+        typer.Option(
+            help="What several batches a step are summed in: int8 (1.03 bytes a weight), bfloat16 (2) or deposit (0, "
+            "worse).",
+            rich_help_panel=_PURE,
+        ),
+    ] = "int8"
     pure_eta: Annotated[
         float | None, typer.Option(help="Rate of the codes [default: 2 lr / mean|W|].", rich_help_panel=_PURE)
     ] = None

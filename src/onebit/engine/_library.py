@@ -163,6 +163,7 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "ob_measure_int8_peak": (_STATUS, [c_uint32, c_uint32, c_double, POINTER(c_double), _ERROR]),
     "ob_session_create": (_STATUS, [c_void_p, POINTER(CSessionOptions), POINTER(c_void_p), _ERROR]),
     "ob_session_free": (None, [c_void_p]),
+    "ob_model_arena_bytes": (_STATUS, [c_void_p, c_uint64, POINTER(c_size_t), _ERROR]),
     "ob_session_arena_bytes": (_STATUS, [c_void_p, POINTER(CSessionOptions), POINTER(c_size_t), _ERROR]),
     "ob_forward": (_STATUS, [c_void_p, c_void_p, c_uint32, c_uint32, c_void_p, _ERROR]),
     "ob_session_position": (c_uint32, [c_void_p]),

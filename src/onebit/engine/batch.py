@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from onebit.engine.generate import Stats, Writer
+from onebit.engine.logprobs import TokenLogprob, token_logprob
 from onebit.engine.sampling import Sampler
 from onebit.engine.session import token_array
 from onebit.errors import EngineError
@@ -50,12 +51,13 @@ class RequestStats(Stats):
 @dataclass(frozen=True)
 class Event:
     """What a step gave one request: tokens (one, or none at an end without one), the text they freed, often empty, and
-    why it ended, None while it goes on."""
+    why it ended, None while it goes on. ``logprob``: of the token, where the request asked for it."""
 
     request: Request
     tokens: tuple[int, ...]
     text: str
     stopped_by: str | None
+    logprob: TokenLogprob | None = None
 
 
 class Request:
@@ -70,9 +72,13 @@ class Request:
         writer: Writer,
         keep: int | None,
         on_event: Callable[[Event], None] | None,
+        logprobs: int | None,
+        score_from: int | None,
     ) -> None:
         self.prompt = prompt
         self.keep = keep
+        self.logprobs, self.score_from = logprobs, score_from
+        self.prompt_logprobs: list[TokenLogprob] = []  # of token score_from on, complete at the first new token
         self.cancelled = False
         self._batch = batch
         self._sampler, self._window, self._writer, self._on_event = sampler, window, writer, on_event
@@ -116,7 +122,15 @@ class Request:
         else:
             self.stats.prefill_seconds = self._lap()
         text = self._writer.push(token)
-        return Event(self, (token,), text, self.stats.stopped_by)
+        logprob = None if self.logprobs is None else token_logprob(logits_V, token, self.logprobs)
+        return Event(self, (token,), text, self.stats.stopped_by, logprob)
+
+    def _score(self, logits_V: NDArray[np.float32]) -> None:
+        """Take the logits after the next token of the prompt."""
+        assert self.score_from is not None
+        following = len(self.prompt_logprobs) + self.score_from
+        if following < len(self.prompt):
+            self.prompt_logprobs.append(token_logprob(logits_V, self.prompt[following], self.logprobs or 0))
 
     def _end(self, reason: str) -> Event:
         return Event(self, (), self._writer.finish(reason), reason)
@@ -135,6 +149,14 @@ class _Slot:
     @property
     def is_writing(self) -> bool:
         return self.request is not None and bool(self.request.ids)
+
+    def scored_tokens(self, count: int) -> int:
+        """How many of the next `count` tokens of the prompt stand before one that is scored."""
+        request = self.request
+        if request is None or request.score_from is None or request.ids:
+            return 0
+        after = len(request.prompt) - len(self.unread) + count
+        return min(max(after - (request.score_from - 1), 0), count)
 
 
 class Batch:
@@ -182,8 +204,13 @@ class Batch:
         stop: str | Sequence[str] = (),
         context_shift: int | None = None,
         on_event: Callable[[Event], None] | None = None,
+        logprobs: int | None = None,
+        score_from: int | None = None,
     ) -> Request:
         """Queue a request, from any thread; the options are those of ``Model.generate``.
+
+        ``logprobs`` N: events carry the log probability of their token and the N likeliest; ``score_from`` K: so does
+        ``Request.prompt_logprobs`` for the prompt's tokens from the K-th on, counted from 0; the first has none.
 
         ``on_event`` is called by the thread that makes the steps, within one: it may submit and cancel, not step.
         EngineError at once for what cannot be served.
@@ -193,6 +220,8 @@ class Batch:
         longest = self._session.max_positions
         if context_shift is not None and not 0 <= context_shift < longest - 1:
             raise EngineError(f"context_shift must keep 0 to {longest - 2} tokens, got {context_shift}")
+        if score_from is not None and score_from < 1:
+            raise EngineError(f"score_from must be at least 1, got {score_from}: nothing precedes the first token")
         stop = [stop] if isinstance(stop, str) else list(stop)
         if stop and self._tokenizer is None:
             raise EngineError(f"{self._model.path} has no tokenizer inside, so a stop string cannot be seen")
@@ -202,7 +231,7 @@ class Batch:
             self._tokenizer, self._model.description.eos, stop, max_new_tokens, RequestStats(prompt_tokens=len(ids))
         )
         window = repetition_window if repetition_penalty != 1.0 else 0
-        request = Request(self, ids, sampler, window, writer, context_shift, on_event)
+        request = Request(self, ids, sampler, window, writer, context_shift, on_event, logprobs, score_from)
         with self._work:
             self._arrived.append(request)
             self._work.notify_all()
@@ -281,7 +310,7 @@ class Batch:
         while self._waiting and any(slot.request is None for slot in self._slots):
             request = self._waiting.popleft()
             request.stats.waited_seconds = request._lap()
-            slot, shared = self._place(request.prompt)
+            slot, shared = self._place(request.prompt[: request.score_from])
             slot.request, slot.unread, slot.used = request, request.prompt[shared:], self._steps
             request.stats.reused_tokens = shared
 
@@ -357,18 +386,27 @@ class Batch:
 
     def _forward(self, parts: list[tuple[_Slot, list[int]]]) -> list[Event]:
         tokens, sequences, wants = [], [], []
-        done = []
+        readers: list[tuple[_Slot, bool]] = []  # of each row of logits: whose it is, whether the next token follows
         for slot, part in parts:
             tokens += part
             sequences += [slot.sequence] * len(part)
             is_last = len(part) == len(slot.unread)
-            wants += [False] * (len(part) - 1) + [is_last]
-            if is_last:
-                done.append(slot)
+            assert slot.request is not None
+            count = slot.scored_tokens(len(part))
+            wants += [False] * (len(part) - count) + [True] * count
+            if is_last and not count:
+                wants[-1], count = True, 1
+            readers += [(slot, False)] * (count - 1) + [(slot, is_last)] * (count > 0)
         logits_NV = self._session.forward_batch(tokens, sequences, wants)
         for slot, part in parts:
             slot.unread = slot.unread[len(part) :]
-        return [self._next(slot, logits_V) for slot, logits_V in zip(done, logits_NV, strict=True)]
+        events = []
+        for (slot, is_last), logits_V in zip(readers, logits_NV, strict=True):
+            if slot.request is not None and slot.request.score_from is not None and not slot.is_writing:
+                slot.request._score(logits_V)
+            if is_last:
+                events.append(self._next(slot, logits_V))
+        return events
 
     def _next(self, slot: _Slot, logits_V: NDArray[np.float32]) -> Event:
         request = slot.request

@@ -1,27 +1,22 @@
-"""What the demo's report shows, measured on the exported file: codes, sizes, speed.
+"""What the demo's report shows, measured on the exported file: codes and sizes.
 
 Everything here reads the `.1bit` file itself, not the model in memory: the report is about what a user ships.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onebit.eval.demo_charts import Segment, ShareRow
+from onebit.eval.charts import Segment, ShareRow
 from onebit.formats.layout import Kind
 from onebit.formats.onebit_file import OneBitFile
 from onebit.formats.stored_tensor import StoredTensor
 
-if TYPE_CHECKING:
-    from onebit.engine import Model
-
-__all__ = ["bits_per_ternary_weight", "code_shares", "engine_speed", "num_ternary", "sizes", "torch_speed"]
+__all__ = ["bits_per_ternary_weight", "code_shares", "num_ternary", "sizes"]
 
 _TABLES = (Kind.TOKEN_EMBEDDING, Kind.POSITION_EMBEDDING, Kind.HEAD)
 
@@ -72,42 +67,3 @@ def sizes(file: OneBitFile, path: Path) -> tuple[list[Segment], list[Segment]]:
         return [Segment(label, value / 1e6, style) for (label, style), value in zip(names, values, strict=True)]
 
     return parts(computed), parts(measured)
-
-
-def engine_speed(model: Model, ids: Sequence[int], new_tokens: int = 64) -> tuple[float, float]:
-    """(tokens/s writing, tokens/s reading) of the engine on one sequence; the best of three, as others run too."""
-    writing, reading = 0.0, 0.0
-    for _ in range(3):
-        session = model.session()
-        started = time.perf_counter()
-        logits_V = session.prefill(ids)
-        read = time.perf_counter()
-        for _ in range(new_tokens):
-            logits_V = session.decode(int(np.argmax(logits_V)))
-        wrote = time.perf_counter()
-        reading = max(reading, len(ids) / (read - started))
-        writing = max(writing, new_tokens / (wrote - read))
-    return writing, reading
-
-
-def torch_speed(folder: Path, ids: Sequence[int], new_tokens: int = 32) -> float:
-    """Tokens/s of the same checkpoint in PyTorch, with its KV cache, on the CPU; the better of two."""
-    import torch
-
-    from onebit.models import OneBitForCausalLM
-
-    model = OneBitForCausalLM.from_pretrained(folder).eval()  # type: ignore[no-untyped-call]
-    ids_BT = torch.tensor([list(ids)])
-    best = 0.0
-    with torch.inference_mode():
-        for _ in range(2):
-            started = time.perf_counter()
-            model.generate(
-                ids_BT,
-                attention_mask=torch.ones_like(ids_BT),
-                max_new_tokens=new_tokens,
-                min_new_tokens=new_tokens,
-                do_sample=False,
-            )
-            best = max(best, new_tokens / (time.perf_counter() - started))
-    return best

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-from onebit.eval.demo_charts import Bar, Line, Segment, ShareRow, bars, line_chart, share_rows, stacked_bars
+from onebit.eval.charts import Bar, Line, Segment, ShareRow, bars, line_chart, share_rows, stacked_bars
+from onebit.eval.page import page
 
 __all__ = ["DemoResult", "render", "smoothed"]
 
@@ -73,7 +74,7 @@ def render(result: DemoResult) -> str:
         _next(result),
         _foot(result),
     ]
-    return PAGE.replace("{{style}}", STYLE).replace("{{body}}", "\n".join(sections))
+    return page("onebit demo", sections)
 
 
 def _head(result: DemoResult) -> str:
@@ -205,62 +206,3 @@ def _total(parts: Sequence[Segment]) -> float:
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-STYLE = """
-:root { color-scheme: light dark; --page: #faf9f6; --card: #ffffff; --ink: #1d2430; --soft: #5d6675; --rule: #e4e1d8;
-  --accent: #0f766e; --minus: #2f6db3; --zero: #d5d2c8; --plus: #d9822b; --track: #eeece5; }
-@media (prefers-color-scheme: dark) {
-  :root { --page: #11151b; --card: #191f28; --ink: #e7eaef; --soft: #9aa4b2; --rule: #2a323e;
-    --accent: #2fb8aa; --minus: #5b9be0; --zero: #3d4655; --plus: #eb9c4a; --track: #242c37; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--ink);
-  font: 17px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif; }
-main { max-width: 1040px; margin: 0 auto; padding: 40px 20px 60px; display: grid; gap: 20px;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); align-items: start; }
-header, .tiles, section, footer { grid-column: 1 / -1; }
-.eyebrow { margin: 0; color: var(--accent); font-weight: 600; letter-spacing: .04em; }
-h1 { margin: 4px 0 8px; font-size: clamp(30px, 6vw, 46px); line-height: 1.1; letter-spacing: -.02em;
-  text-wrap: balance; }
-h2 { margin: 0 0 14px; font-size: 19px; }
-.lead { margin: 0; max-width: 62ch; color: var(--soft); }
-.tiles { list-style: none; margin: 0; padding: 0; display: grid; gap: 12px;
-  grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); }
-.tiles li, figure, section { background: var(--card); border: 1px solid var(--rule); border-radius: 12px; }
-.tiles li { padding: 14px 18px; }
-.tiles b { display: block; font-size: 30px; line-height: 1.2; font-variant-numeric: tabular-nums; }
-.tiles span, figcaption, .caption { color: var(--soft); font-size: 14.5px; line-height: 1.45; }
-@media (min-width: 900px) { .tall { grid-row: span 3; } }
-figure, section { margin: 0; padding: 20px; min-width: 0; }
-section p { margin: 0 0 8px; max-width: 75ch; }
-figcaption, .caption { margin-top: 14px; }
-svg { display: block; width: 100%; height: auto; font: 13px system-ui, -apple-system, "Segoe UI", sans-serif; }
-.label { fill: var(--soft); } .strong-label { fill: var(--ink); font-weight: 600; }
-.grid { stroke: var(--rule); } .line { fill: none; stroke-width: 2; stroke-linejoin: round; }
-.line.faint { stroke: var(--accent); opacity: .3; stroke-width: 1; } .line.strong { stroke: var(--accent); }
-.line.dotted { stroke: var(--plus); stroke-dasharray: 4 4; } .dot { fill: var(--plus); }
-.key.faint { fill: var(--accent); opacity: .3; } .key.strong, .accent, .ternary { fill: var(--accent); }
-.key.dotted, .plus, .embedding { fill: var(--plus); } .minus, .float { fill: var(--minus); }
-.zero, .rest { fill: var(--zero); }
-.track { fill: var(--track); }
-pre { margin: 0; padding: 14px 16px; background: var(--page); border: 1px solid var(--rule); border-radius: 8px;
-  font: 13.5px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; overflow-x: auto; tab-size: 4;
-  white-space: pre-wrap; overflow-wrap: anywhere; }
-pre.command { margin-bottom: 14px; user-select: all; }
-footer { color: var(--soft); font-size: 13.5px; padding: 0 4px; } footer p { margin: 0 0 6px; }
-@media (prefers-reduced-motion: no-preference) { html { scroll-behavior: smooth; } }
-"""
-
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>onebit demo</title>
-<style>{{style}}</style>
-</head>
-<body><main>
-{{body}}
-</main></body>
-</html>
-"""

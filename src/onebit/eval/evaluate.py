@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onebit.errors import ConfigError, DataError
 from onebit.eval.forms import Form, Ids
 from onebit.eval.perplexity import Quality, summarize, token_losses, windows
 from onebit.eval.record import ResultRecord
+from onebit.eval.served import ServedForm
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -53,7 +55,7 @@ def read_text(path: Path) -> str:
 
 
 def evaluate(
-    form: Form,
+    form: Form | ServedForm,
     text: str,
     *,
     context: int | None = None,
@@ -79,14 +81,20 @@ def evaluate(
     started = time.perf_counter()
     total = 0.0
     for window in windows(len(ids_T), context, stride):
-        logits_TV = form.logits(ids_T[window.start : window.stop])
-        targets_T = ids_T[window.first_scored : window.stop + 1]
-        total += float(token_losses(logits_TV[-len(targets_T) :], targets_T).sum())
+        count = window.stop + 1 - window.first_scored
+        total += float(_losses(form, ids_T[window.start : window.stop + 1], count).sum())
         if progress is not None:
             progress(window.stop, len(ids_T) - 1)
     quality = summarize(total, len(ids_T) - 1, len(scored.encode()), len(scored.split()))
     seconds = time.perf_counter() - started
     return Evaluation(quality, form.runtime, context, stride or context, form.bos is not None, seconds)
+
+
+def _losses(form: Form | ServedForm, ids_T: Ids, count: int) -> NDArray[np.float64]:
+    """-log p of the last `count` tokens, float64 [count]."""
+    if isinstance(form, ServedForm):
+        return form.losses(ids_T, count)
+    return token_losses(form.logits(ids_T[:-1])[-count:], ids_T[-count:])
 
 
 def prepare(tokenizer: Tokenizer, text: str, bos: int | None, max_tokens: int | None) -> tuple[Ids, str]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from onebit.engine.conversation import named_specials, specials_of
 from onebit.errors import FormatError
 from onebit.eval.stored_tables import StoredTables
 from onebit.formats.anatomy import blocks_of, is_own
@@ -76,7 +77,8 @@ class EngineForm:
         description = self._file.description
         self.vocab_size = description.vocab_size
         self.context = description.max_seq_len
-        self.bos = description.bos
+        self.bos, self.eos = description.bos, description.eos
+        self.num_weights = self._file.num_weights
         self.stored_tables = StoredTables.of(self._file.tensors.values())
         self.activations = frozenset(
             tensor.activation.name.lower() for tensor in self._file.tensors.values() if tensor.kind in _PROJECTIONS
@@ -85,6 +87,15 @@ class EngineForm:
     @property
     def tokenizer(self) -> Tokenizer | None:
         return self.model.tokenizer if self._file.tokenizer_json is not None else None
+
+    @property
+    def chat_template(self) -> str | None:
+        return self.model.chat_template
+
+    @property
+    def specials(self) -> dict[str, str]:
+        """What a chat template may name."""
+        return specials_of(self.model)
 
     def logits(self, ids_T: Ids) -> Floats:
         return self.model.logits(ids_T, kv="float32")  # torch keeps them so: what differs is the file's doing
@@ -98,7 +109,13 @@ class TorchForm:
 
     runtime = "torch"
 
-    def __init__(self, model: OneBitForCausalLM, name: str, tokenizer: Tokenizer | None = None) -> None:
+    def __init__(
+        self,
+        model: OneBitForCausalLM,
+        name: str,
+        tokenizer: Tokenizer | None = None,
+        chat_template: str | None = None,
+    ) -> None:
         config = model.config
         self.model = model
         module: torch.nn.Module = model
@@ -106,14 +123,23 @@ class TorchForm:
         module.train(False)
         self.name = name
         self.tokenizer = tokenizer
+        self.chat_template = chat_template
         self.vocab_size: int = config.vocab_size
         self.context: int = config.max_seq_len if is_own(model) else config.max_position_embeddings
         self.bos: int | None = config.bos_token_id
+        self.eos: int | None = config.eos_token_id[0] if isinstance(config.eos_token_id, list) else config.eos_token_id
 
     @property
     def activations(self) -> frozenset[str]:
         """As the model computes now: a comparison may have rounded its head's inputs."""
         return frozenset(_activation_quantizers(self.model))
+
+    @property
+    def specials(self) -> dict[str, str]:
+        """What a chat template may name."""
+        if self.tokenizer is None:
+            return {}
+        return named_specials(self.tokenizer, self.bos, self.eos, self.model.config.pad_token_id)
 
     def _feed(self, ids_T: Ids) -> Any:
         import torch
@@ -199,7 +225,7 @@ def open_form(
 def open_checkpoint(folder: Path, device: str = "cpu", bit_width_map: Mapping[str, str] | None = None) -> TorchForm:
     """A checkpoint folder run by torch, with the tokenizer beside it when there is one; `bit_width_map` as of
     `load_model`."""
-    from onebit.formats.checkpoint import load_model
+    from onebit.formats.checkpoint import load_model, texts_of
 
     model = load_model(folder, device, bit_width_map)
     tokenizer_file = folder / "tokenizer.json"
@@ -208,4 +234,4 @@ def open_checkpoint(folder: Path, device: str = "cpu", bit_width_map: Mapping[st
         from tokenizers import Tokenizer
 
         tokenizer = Tokenizer.from_file(str(tokenizer_file))
-    return TorchForm(model, str(folder), tokenizer)
+    return TorchForm(model, str(folder), tokenizer, texts_of(folder)["chat_template"])

@@ -19,7 +19,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ResultRecord", "commit", "machine", "versions"]
+from onebit.errors import FormatError
+
+__all__ = ["ResultRecord", "commit", "machine", "read_records", "versions"]
 
 PACKAGES = ("onebit", "numpy", "tokenizers", "torch", "transformers", "datasets", "trl")
 # Marketing words of a processor's name: they make a file name long and tell nothing.
@@ -64,6 +66,20 @@ def commit() -> str | None:
 
 def _now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def read_records(path: Path) -> list[ResultRecord]:
+    """The record of a file, or the list of them, as `onebit eval --json` writes it. FormatError for anything else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        many = content if isinstance(content, list) else [content]
+        fields = ("benchmark", "date", "commit", "machine", "versions", "config", "figures")
+        records = [ResultRecord(**{name: one[name] for name in fields}) for one in many]
+        if not all(isinstance(part, dict) for one in records for part in (one.config, one.figures, one.machine)):
+            raise ValueError("config, figures and machine must be objects")
+    except (ValueError, KeyError, TypeError) as problem:
+        raise FormatError(f"{path}: not a record of onebit ({problem}); give what 'onebit eval --json' wrote") from None
+    return records
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,14 +16,23 @@ from typing import Any
 from onebit.errors import ConfigError
 from onebit.formats.description import ModelDescription
 
-__all__ = ["FAMILIES", "Part", "blocks_of", "describe_transformers", "is_own", "parts_of", "table_modules"]
+__all__ = [
+    "FAMILIES",
+    "LAYER_NAMES",
+    "Part",
+    "blocks_of",
+    "describe_transformers",
+    "is_own",
+    "parts_of",
+    "table_modules",
+]
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "bitnet", "phi3", "gpt2")
 
 _MLPS = {"silu": "swiglu", "relu2": "relu2_glu"}
 _PLAIN_MLPS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "relu2": "relu2"}
 _EXACT_ROPE = ("default", "linear", "llama3", "yarn")
-_LAYER = {
+LAYER_NAMES = {
     "input_norm": "input_layernorm",
     "mlp_norm": "post_attention_layernorm",
     **{f"attention.{name}": f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj")},
@@ -121,7 +130,7 @@ def parts_of(model: Any, description: ModelDescription) -> dict[str, Part]:
 
 def _layer_parts(layer: Any, description: ModelDescription) -> Iterator[tuple[str, Part]]:
     modules = dict(layer.named_modules())
-    for name, path in (_GPT2_LAYER if "ln_1" in modules else _LAYER).items():
+    for name, path in (_GPT2_LAYER if "ln_1" in modules else LAYER_NAMES).items():
         if path in modules:
             yield name, Part(modules[path])
     q, kv = (heads * description.head_dim for heads in (description.num_heads, description.num_key_value_heads))

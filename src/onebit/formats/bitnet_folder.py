@@ -29,13 +29,13 @@ from torch import Tensor, nn
 
 from onebit.errors import ConfigError, DataError, FormatError
 from onebit.formats.atomic import beside
+from onebit.formats.hf_tensors import INDEX, read_config, shards_of
 from onebit.nn.hadamard import HadamardRotation, block_size_for
 from onebit.packing import bitnet
 from onebit.quant import WeightQuantizer, fake_quantize, quantize
 
 __all__ = ["convert_to_bf16", "quantize_to_1bit"]
 
-_INDEX = "model.safetensors.index.json"
 _BESIDE = ("*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
 _CONVERSION = "onebit_conversion"
 State = dict[str, Tensor]
@@ -122,10 +122,7 @@ def _open(folder: Path) -> _Source:
     from onebit.models.pure_checkpoint import weights_of_codes
     from onebit.nn.convertible import choose, is_conv1d
 
-    try:
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{folder}: no config.json that can be read; expected a checkpoint folder") from error
+    config = read_config(folder)
     if config.get("model_type") == "onebit":
         raise FormatError(f"{folder}: a model of onebit's own, which transformers does not know; use onebit export")
     if weights_of_codes(folder):
@@ -197,32 +194,13 @@ def _check_magnitude(folder: Path, name: str, scale: Tensor, *, is_inverse: bool
         raise FormatError(f"{folder}: '{name}_scale' is {value:g}, which cannot be {meaning}; see linear_class")
 
 
-def _shards(folder: Path) -> list[str]:
-    """The names of the weight files, in order."""
-    if (folder / _INDEX).is_file():
-        try:
-            weight_map = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"]
-            names = sorted(set(weight_map.values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise FormatError(f"{folder / _INDEX} cannot be read: {error}") from None
-    else:
-        names = ["model.safetensors"]
-    for name in names:
-        if Path(name).name != name:
-            raise FormatError(f"{folder / _INDEX} names a file '{name}' outside the folder")
-        if not (folder / name).is_file():
-            hint = "; .bin files are pickles, save the model as safetensors" if list(folder.glob("*.bin")) else ""
-            raise DataError(f"{folder}: no {name} in it{hint}")
-    return names
-
-
 def _rewrite(
     source: _Source, output: Path, config: dict[str, Any], change: Callable[[str, Tensor, Tensor | None], State]
 ) -> str:
     """Write the folder anew, its linear weights through `change(name, weight [O, I], scale)`."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"the output '{output}' is there already; give the name of a new folder")
-    shards = _shards(source.folder)
+    shards = shards_of(source.folder)
     staging = output.with_name(f".{output.name}.{os.getpid()}.partial")
     staging.mkdir(parents=True)
     try:
@@ -246,7 +224,7 @@ def _rewrite(
         (staging / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         if len(shards) > 1:
             index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-            (staging / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+            (staging / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         staging.replace(output)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
@@ -279,9 +257,9 @@ def _changed(
 
 def _scale_of(source: _Source, name: str) -> Tensor | None:
     """The scale of a packed weight that lies in another shard."""
-    if not (source.folder / _INDEX).is_file():
+    if not (source.folder / INDEX).is_file():
         return None
-    weight_map = json.loads((source.folder / _INDEX).read_text(encoding="utf-8"))["weight_map"]
+    weight_map = json.loads((source.folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
     shard = weight_map.get(f"{name}_scale")
     if shard is None:
         return None
@@ -293,5 +271,5 @@ def _scale_of(source: _Source, name: str) -> Tensor | None:
 def _copy_texts(folder: Path, target: Path) -> None:
     """The tokenizer, the chat template and the like."""
     for path in {path for pattern in _BESIDE for path in folder.glob(pattern)}:
-        if path.name not in (_INDEX, "config.json", "trainer_state.json", "run.json"):
+        if path.name not in (INDEX, "config.json", "trainer_state.json", "run.json"):
             shutil.copyfile(path, target / path.name)

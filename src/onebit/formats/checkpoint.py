@@ -31,9 +31,15 @@ def from_checkpoint(
     """Load a checkpoint folder (config.json, model.safetensors, tokenizer.json, ...) and export it as ``from_model``
     does; ``bit_width_map`` gives its matrices other levels first.
 
-    Weights that are missing or left over are an error: transformers would fill them with random numbers.
+    Weights that are missing or left over are an error: transformers would fill them with random numbers. Packed BitNet
+    folders are read as they are (`hf_import`).
     """
     check_choices(pack_mode, layout, embedding_level, head_activation)
+    if _is_packed(folder) and bit_width_map is None:
+        from onebit.formats.hf_import import from_hf
+
+        level = {None: "int8", "trained": None}.get(embedding_level, embedding_level)
+        return from_hf(folder, layout=layout, table_level=level, progress=progress or (lambda done, total: None))
     return from_model(
         load_model(folder, bit_width_map=bit_width_map).eval(),
         pack_mode=pack_mode,
@@ -110,6 +116,14 @@ def _is_converted(folder: Path) -> bool:
     with contextlib.suppress(DataError):
         return "onebit_conversion" in (_read_json(folder / "config.json") or {})
     return False
+
+
+def _is_packed(folder: Path) -> bool:
+    """Whether the folder holds packed BitNet layers, or latents that the model quantises itself."""
+    told: Any = None
+    with contextlib.suppress(DataError):
+        told = (_read_json(folder / "config.json") or {}).get("quantization_config")
+    return isinstance(told, dict) and told.get("quant_method") == "bitnet"
 
 
 def _loads_in_a_moment(folder: Path) -> bool:

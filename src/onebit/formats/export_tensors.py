@@ -34,7 +34,7 @@ __all__ = [
 
 PACK_MODES = ("ternary", "ternary5", "binary")
 FILE_LAYOUTS = ("run", "exchange")
-EMBEDDING_LEVELS = ("float32", "float16", "int8", "int4")
+EMBEDDING_LEVELS = ("float32", "float16", "int8", "int4", "trained")  # trained: floats stay float32
 HEAD_ACTIVATIONS = ("int8", "none")
 
 _TABLES = (Kind.TOKEN_EMBEDDING, Kind.HEAD)
@@ -112,7 +112,8 @@ def _matrix(plan: TensorPlan, part: Part, choices: Choices) -> StoredTensor:
     is_table = plan.kind in _TABLES
     if is_table and spec is not None:
         _check_table_level(plan.name, spec.quantizer, choices.embedding)
-    level = spec.quantizer if spec is not None else (choices.embedding or "int8") if is_table else "float32"
+    chosen = "float32" if choices.embedding == "trained" else choices.embedding or "int8"
+    level = spec.quantizer if spec is not None else chosen if is_table else "float32"
     activation = Activation[getattr(module, "activation_quantizer", "none").upper()]
     if plan.kind is choices.head:
         trained = choices.head_inputs if spec is not None else _HEAD_ACTIVATION.get(level, "none")
@@ -125,7 +126,7 @@ def _matrix(plan: TensorPlan, part: Part, choices: Choices) -> StoredTensor:
 
 
 def _check_table_level(name: str, quantizer: str, embedding_level: str | None) -> None:
-    if embedding_level not in (None, quantizer):
+    if embedding_level not in (None, "trained", quantizer):
         raise ConfigError(
             f"{name} was trained with the quantizer {quantizer} (bit_width_map, or converted with tables); "
             f"--embedding-level {embedding_level} contradicts it: leave it out"

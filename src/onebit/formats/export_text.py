@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -14,9 +15,17 @@ __all__ = ["binary_of", "chat_strings_of", "json_of", "what_stayed_behind"]
 
 
 def json_of(tokenizer: Any) -> str | None:
-    """The JSON text of a tokenizer: a ``tokenizers.Tokenizer``, a fast transformers tokenizer, or the text itself."""
-    if tokenizer is None or isinstance(tokenizer, str):
-        return tokenizer
+    """The JSON text of a tokenizer: a ``tokenizers.Tokenizer``, a fast transformers tokenizer, or the text itself.
+
+    A text loses its indentation, with which transformers saves it: more than half of its bytes.
+    """
+    if tokenizer is None:
+        return None
+    if isinstance(tokenizer, str):
+        try:
+            return json.dumps(json.loads(tokenizer), ensure_ascii=False, separators=(",", ":"))
+        except ValueError:
+            return tokenizer  # `binary_of` says what is wrong
     backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
     if not hasattr(backend, "to_str"):
         raise DataError(f"a {type(tokenizer).__name__} has no JSON form; use a fast tokenizer (tokenizer.json)")

@@ -18,7 +18,7 @@ from onebit.errors import FormatError
 from onebit.formats.description import ModelDescription, TensorPlan
 from onebit.formats.layout import Kind
 
-__all__ = ["SITES", "Rotation", "read_rotations", "rotation_at", "rotations_to_bytes", "site_of"]
+__all__ = ["SITES", "Rotation", "read_rotations", "rotation_at", "rotations_to_bytes", "site_of", "width_of"]
 
 SITES = ("hidden", "attention", "mlp")
 _HEAD = struct.Struct("<4I")
@@ -81,7 +81,7 @@ def read_rotations(raw: bytes, description: ModelDescription) -> dict[str, Rotat
     rotations, at = {}, _HEAD.size
     for site, block in zip(SITES, blocks, strict=True):
         if block:
-            width = _width(site, description)
+            width = width_of(site, description)
             size = -(-width // 64) * 8
             rotations[site] = _checked(site, Rotation(block, raw[at : at + size]), width, size)
             at += size
@@ -101,7 +101,8 @@ def _checked(site: str, rotation: Rotation, width: int, size: int) -> Rotation:
     return rotation
 
 
-def _width(site: str, description: ModelDescription) -> int:
+def width_of(site: str, description: ModelDescription) -> int:
+    """How many inputs a site has."""
     if site == "hidden":
         return description.hidden_size
     return description.num_heads * description.head_dim if site == "attention" else description.intermediate_size

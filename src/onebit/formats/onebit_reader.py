@@ -35,7 +35,7 @@ from onebit.formats.records import (
 )
 from onebit.formats.stored_tensor import StoredTensor
 
-__all__ = ["read_file"]
+__all__ = ["mapped", "read_file"]
 
 _KNOWN = ("MODEL", "CONFIG", "TOKJSON", "TOKBIN", "CHATTPL", "CHATSTR", "MANIFEST", "HADAMARD")
 _Bytes = NDArray[np.uint8]
@@ -45,12 +45,13 @@ _Enum = TypeVar("_Enum", bound=IntEnum)
 def read_file(path: Path, *, verify: bool) -> OneBitFile:
     """Map and check a file; see ``onebit_file.read``."""
     try:
-        return _read(_mapped(path), verify)
+        return _read(mapped(path), verify)
     except FormatError as error:
         raise FormatError(f"{path}: {error}") from None
 
 
-def _mapped(path: Path) -> _Bytes:
+def mapped(path: Path) -> _Bytes:
+    """The bytes of a file, mapped; FormatError when there is none, or nothing in it."""
     try:
         with open(path, "rb") as handle:
             size = handle.seek(0, 2)

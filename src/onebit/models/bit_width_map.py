@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 
 from onebit.errors import ConfigError, DataError
 from onebit.models.config import OneBitConfig
-from onebit.quant import ActivationQuantizer, WeightQuantizer
 
-__all__ = ["BUDGET_KEY", "MAP_KEY", "MapFile", "apply_bit_width_map", "level_settings", "read_bit_width_map"]
+__all__ = ["BUDGET_KEY", "MAP_KEY", "MapFile", "apply_bit_width_map", "at_level", "read_bit_width_map"]
 
 MAP_KEY = "layer_bit_map"
 BUDGET_KEY = "max_size_bytes"
@@ -49,11 +48,9 @@ def read_bit_width_map(path: Path) -> MapFile:
     return MapFile(found, content.get(BUDGET_KEY) if found is not content else None)
 
 
-def level_settings(config: OneBitConfig, name: str, level: str) -> tuple[WeightQuantizer | None, ActivationQuantizer]:
-    """How a module of a model reads its weights and its inputs at a level."""
-    values = {**config.to_dict(), "tie_word_embeddings": False, "bit_width_map": {name: level}}
-    told = OneBitConfig.from_dict(values)
-    return told.weight_quantizer(name), told.activation_quantizer_of(name)
+def at_level(config: OneBitConfig, level: str) -> OneBitConfig:
+    """The configuration with every module at a level: what it says of a module holds there in any map."""
+    return OneBitConfig.from_dict({**config.to_dict(), "bit_width_map": {"*": level}})
 
 
 def apply_bit_width_map(model: Any, levels: Mapping[str, str]) -> None:

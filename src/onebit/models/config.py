@@ -7,7 +7,6 @@ that is silently dropped would train another model than the one asked for.
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import math
 import os
@@ -51,7 +50,8 @@ class OneBitConfig(PretrainedConfig):
     The seed's table comes first. `use_subln` means RMSNorm instead of LayerNorm; BitNet's norms before o_proj and
     down_proj are `use_sub_norm`. `quantizer` None derives the quantiser from the seed's fields; "none" makes a
     float model (the twin that a quantised one is compared with). `bit_width_map` gives single modules another level:
-    pattern on the module's name ("layers.0.mlp.up_proj", "embed_tokens", "lm_head") -> level, first match wins.
+    pattern on the module's name ("layers.0.mlp.up_proj", "embed_tokens", "lm_head") -> level, first match wins; made
+    into one of names alone.
     """
 
     model_type = "onebit"
@@ -174,11 +174,8 @@ class OneBitConfig(PretrainedConfig):
         return ["embed_tokens", *(f"layers.{i}.{part}" for i in range(self.num_layers) for part in parts), "lm_head"]
 
     def level(self, module_name: str) -> str | None:
-        """The level that `bit_width_map` gives a module, None when no pattern matches its name."""
-        for pattern, level in (self.bit_width_map or {}).items():
-            if fnmatch.fnmatchcase(module_name, pattern):
-                return level
-        return None
+        """The level that `bit_width_map` gives a module, None when it gives none."""
+        return (self.bit_width_map or {}).get(module_name)
 
     def weight_quantizer(self, module_name: str) -> WeightQuantizer | None:
         """A module's weight quantiser, None for float; embedding and head are float unless the map says otherwise."""

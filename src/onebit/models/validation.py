@@ -118,6 +118,9 @@ def _check_quantisation(config: OneBitConfig) -> None:
         if not fnmatch.filter(names, pattern):
             hint = nearest_name(pattern, names)
             raise ConfigError(f"bit_width_map names {pattern!r}, which matches no module of this model{hint}")
+    # Patterns are settled now: a saved configuration has its keys sorted, so that another one would match first.
+    matches = {name: [p for p in bit_width_map if fnmatch.fnmatchcase(name, p)] for name in names}
+    config.bit_width_map = {name: bit_width_map[found[0]] for name, found in matches.items() if found}
     config.weight_quantizer("layers.0.mlp.up_proj")  # group size and sparsity are checked by the spec
     if config.tie_word_embeddings and config.weight_quantizer("embed_tokens") != config.weight_quantizer("lm_head"):
         raise ConfigError(

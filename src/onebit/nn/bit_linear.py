@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from onebit.errors import ConfigError, OnebitError
 from onebit.nn import quantized_state
+from onebit.nn.autocast import autocast_dtype
 from onebit.nn.hadamard import HadamardRotation
 from onebit.nn.schedule import Schedule
 from onebit.nn.straight_through_linear import straight_through_linear
@@ -216,7 +217,4 @@ class BitLinear(nn.Linear):
 
     def _compute_dtype(self, x: Tensor) -> torch.dtype:
         """The type of the matrix product and of the result: autocast's when it is on, else the weight's."""
-        device = x.device.type
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-            return torch.get_autocast_dtype(device)
-        return self.weight.dtype
+        return autocast_dtype(x.device.type) or self.weight.dtype

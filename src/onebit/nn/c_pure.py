@@ -16,8 +16,16 @@ from torch import Tensor
 
 from onebit.engine.training import BFLOAT16, FLOAT32, INT8, Counters, Gradient, training_library
 from onebit.nn import torch_pure
-from onebit.nn.straight_through_linear import HAS_INT8_PRODUCT
-from onebit.optim.pure_deposit import ENERGY_SHIFT, LARGEST_SQUARE, Factors, square_shift
+from onebit.nn.straight_through_linear import HAS_INT8_PRODUCT, int8_product
+from onebit.optim.pure_deposit import (
+    ENERGY_SHIFT,
+    LARGEST_SQUARE,
+    Factors,
+    deposit_rule,
+    peak_of,
+    square_shift,
+    update_moments,
+)
 from onebit.quant.counters import Counter
 
 __all__ = [
@@ -27,9 +35,11 @@ __all__ = [
     "forward_product",
     "input_gradient",
     "instruction_set",
+    "peak_of",
     "square_sums",
     "unpack",
     "update_energy",
+    "update_moments",
 ]
 
 _C = training_library()
@@ -73,8 +83,8 @@ def deposit(
     counters_OB: Tensor,
     g_OI: Tensor,
     factors: Factors,
-    coefficient: Tensor,
-    power: int,
+    eta: Tensor,
+    mean_square: Tensor,
     counter: Counter,
     *,
     seed: int,
@@ -85,12 +95,13 @@ def deposit(
     """As `PureKernels.deposit`."""
     if g_OI.dtype not in _GRADIENTS or not counters_OB.is_contiguous():
         torch_pure.deposit(
-            counters_OB, g_OI, factors, coefficient, power, counter,
+            counters_OB, g_OI, factors, eta, mean_square, counter,
             seed=seed, tensor=tensor, step=step, first_row=first_row,
         )  # fmt: skip
         return
     if not factors.is_finite.item():
         return
+    coefficient, power = deposit_rule(counter, eta, mean_square)
     g_OI, row_O1, column_I = g_OI.contiguous(), factors.row_O1.contiguous(), factors.column_I.contiguous()
     _C.ob_train_deposit(
         byref(_gradient(g_OI)),
@@ -150,7 +161,7 @@ def forward_product(x_TI: Tensor, codes_OB: Tensor, dtype: torch.dtype, *, is_bi
         return F.linear(x_TI.to(dtype), unpack(codes_OB, cols, dtype, is_binary=is_binary))
     x = x_TI.reshape(-1, cols).contiguous()
     if HAS_INT8_PRODUCT:
-        y = torch._int_mm(x, unpack(codes_OB, cols, torch.int8, is_binary=is_binary).t())
+        y = int8_product(x, unpack(codes_OB, cols, torch.int8, is_binary=is_binary))
     else:
         y = _product(x, codes_OB.contiguous(), is_binary)
     return y.to(dtype).view(*x_TI.shape[:-1], rows)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from onebit.errors import ConfigError
+from onebit.nn.autocast import autocast_dtype
 
 __all__ = [
     "DEFAULT_SEED",
@@ -66,7 +67,7 @@ def hadamard_transform(x_TI: Tensor, left_PP: Tensor, right_QQ: Tensor) -> Tenso
     """Each block of N inputs times the Walsh-Hadamard matrix over sqrt(N); float32, its own inverse."""
     rows, cols = left_PP.shape[0], right_QQ.shape[0]
     device = x_TI.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    if autocast_dtype(device) is not None:
         with torch.autocast(device, enabled=False):
             return hadamard_transform(x_TI, left_PP, right_QQ)
     x_TPQ = x_TI.float().reshape(*x_TI.shape[:-1], -1, rows, cols)

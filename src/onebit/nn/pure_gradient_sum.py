@@ -13,12 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from onebit.optim.pure_deposit import Factors, row_chunks
+from onebit.optim.pure_deposit import row_chunks
 
 __all__ = ["SUM_BLOCK", "BFloat16Sum", "GradientSum", "Int8Sum"]
 
 SUM_BLOCK = 64  # weights that share a scale in Int8Sum
 _SMALLEST = 1e-30  # scale of a block of zeros
+_UNKNOWN = 2.0**-40  # of the mean of squares: less is a column that has had no gradient
 _ROUNDED_UP = 1.0 + 2.0**-7  # so that a scale in bfloat16 is never below what the largest element needs
 
 
@@ -56,12 +57,20 @@ class BFloat16Sum:
 class Int8Sum:
     """1.03 bytes a weight: int8 with a scale for every 64 inputs of a row.
 
-    Gradients are divided by their usual size first, row by row and column by column, as the deposit will do: a block
-    then holds numbers of one size, however different the columns are. factors: of the step before.
+    Gradients are divided by their usual size first, column by column, as the deposit will do: a block, which lies in
+    one row, then holds numbers of one size, however different the columns are. column_moments: mean square of each
+    column, [I], of the gradients before; where there was none, the column is taken to be of the mean size.
+
+    Rounded to nearest, in blocks of 64: on gradients of a small model, 4 microbatches are summed to within 0.9 % and 16
+    to within 1.6 % (bfloat16: 0.3 %, 0.4 %), where the gradients of two halves of those 16 differ by half. Rounding at
+    random is 1.4 times worse, blocks of 32 and codes closer together near 0 an eighth better, raw gradients half as
+    good.
     """
 
-    def __init__(self, factors: Factors) -> None:
-        self._factors = factors
+    def __init__(self, column_moments: Tensor) -> None:
+        mean = column_moments.mean()
+        known_I = torch.where(column_moments > mean * _UNKNOWN, column_moments, mean)
+        self._size_I = torch.where(mean > 0, known_I, 1.0).sqrt()
         self._codes_OP: Tensor | None = None
         self._scale_ON: Tensor | None = None
 
@@ -76,7 +85,7 @@ class Int8Sum:
         assert self._codes_OP is not None
         assert self._scale_ON is not None
         for part in row_chunks(rows, cols, g_OI.device):
-            sum_OP = F.pad(g_OI[part].float() * self._size(part), (0, self._codes_OP.shape[1] - cols))
+            sum_OP = F.pad(g_OI[part].float() / self._size_I, (0, self._codes_OP.shape[1] - cols))
             if not is_first:
                 sum_OP += self._read(part)
             blocks_ONB = sum_OP.unflatten(1, (-1, SUM_BLOCK))
@@ -87,14 +96,11 @@ class Int8Sum:
     def total(self) -> Tensor:
         """The sum, float32 [O, I]."""
         assert self._codes_OP is not None
-        rows, cols = self._codes_OP.shape[0], self._factors.column_I.shape[0]
-        total_OI = self._factors.column_I.new_empty(rows, cols)
+        rows, cols = self._codes_OP.shape[0], self._size_I.shape[0]
+        total_OI = self._size_I.new_empty(rows, cols)
         for part in row_chunks(rows, cols, total_OI.device):
-            total_OI[part] = self._read(part)[:, :cols] / self._size(part)
+            total_OI[part] = self._read(part)[:, :cols] * self._size_I
         return total_OI
-
-    def _size(self, part: slice) -> Tensor:
-        return self._factors.row_O1[part] * self._factors.column_I
 
     def _read(self, part: slice) -> Tensor:
         assert self._codes_OP is not None

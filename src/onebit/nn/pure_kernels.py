@@ -43,8 +43,18 @@ _NAMES = ("torch", "c", "triton")
 class PureKernels(Protocol):
     """What a matrix of codes is trained with. g_OI: dL/dW, any float type; codes_OB, counters_OB: as `PureWeight`."""
 
+    def peak_of(self, g_OI: Tensor) -> Tensor:
+        """The largest |G|, float32 []; NaN where there is one."""
+        ...
+
     def square_sums(self, g_OI: Tensor, peak: Tensor, rows: int) -> tuple[Tensor, Tensor]:
         """(sums of G^2 over each row [O], over each column [I]), as `pure_deposit.square_sums`: float64, exact."""
+        ...
+
+    def update_moments(
+        self, moments: tuple[Tensor, Tensor], sums: tuple[Tensor, Tensor], peak: Tensor, step: Tensor
+    ) -> tuple[tuple[Tensor, Tensor], Factors]:
+        """(new moments, factors), as `pure_deposit.update_moments`, up to the order in which float64 is added up."""
         ...
 
     def update_energy(self, g_OI: Tensor, factors: Factors) -> Tensor:
@@ -56,8 +66,8 @@ class PureKernels(Protocol):
         counters_OB: Tensor,
         g_OI: Tensor,
         factors: Factors,
-        coefficient: Tensor,
-        power: int,
+        eta: Tensor,
+        mean_square: Tensor,
         counter: Counter,
         *,
         seed: int,
@@ -65,9 +75,10 @@ class PureKernels(Protocol):
         step: Tensor,
         first_row: int = 0,
     ) -> None:
-        """Add coefficient * |U|^(power - 1) U to the counters, in place, rounded as `pure_deposit.deposit_counts`.
+        """Deposit into the counters, in place, by `pure_deposit.deposit_rule`, rounded as `deposit_counts`.
 
-        coefficient: float32 []; power: 1, 2 or 3; step: int64 []; first_row: of these rows in the whole matrix.
+        eta: float32 []; mean_square: of U over the whole matrix, float64 []; step: int64 []; first_row: of these rows
+        in the whole matrix.
         """
         ...
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from onebit.errors import ConfigError, OnebitError
+from onebit.nn.autocast import autocast_dtype
 from onebit.nn.bit_linear import ActivationCodes, weight_quantizer_from
 from onebit.nn.hadamard import HadamardRotation
 from onebit.nn.pure_products import PureProduct
@@ -107,6 +108,7 @@ class Pure1BitLinear(nn.Module):
         y_TO: Tensor = PureProduct.apply(  # type: ignore[no-untyped-call]
             x_TI,
             w.log_scale,
+            w.group_scales,
             w.codes,
             codes_TI,
             scale_T1,
@@ -128,9 +130,7 @@ class Pure1BitLinear(nn.Module):
         return f"{self.in_features}, {self.out_features}, bias={has_bias}, activations={self.activation_quantizer}"
 
     def _compute_dtype(self, x: Tensor) -> torch.dtype:
-        device, dtype = x.device.type, x.dtype
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)
+        dtype = autocast_dtype(x.device.type) or x.dtype
         if dtype == torch.float16 and self.weight.handle and torch.is_grad_enabled():
             raise OnebitError(
                 "pure training was given float16, whose loss scaling skips steps after their gradients were deposited; "

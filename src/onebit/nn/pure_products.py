@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from onebit.nn.coded_matrix import exported_scale
 from onebit.nn.pure_kernels import kernels_for
 from onebit.nn.pure_sharding import gather_rows
 from onebit.nn.pure_weight import attached_weight
@@ -32,6 +33,7 @@ class PureProduct(torch.autograd.Function):
         ctx: Any,
         x_TI: Tensor,
         log_scale: Tensor,
+        group_scales: Tensor | None,
         packed_OB: Tensor,
         x_codes_TI: Tensor,
         x_scale_T1: Tensor | None,
@@ -48,9 +50,9 @@ class PureProduct(torch.autograd.Function):
         """
         ctx.cols, ctx.group_size, ctx.is_binary, ctx.handle, ctx.rows = cols, group_size, is_binary, handle, rows
         ctx.dtype, ctx.x_dtype = dtype, x_TI.dtype
-        ctx.save_for_backward(log_scale, packed_OB, x_codes_TI, x_scale_T1)
+        ctx.save_for_backward(log_scale, group_scales, packed_OB, x_codes_TI, x_scale_T1)
         packed_OB = _whole(packed_OB, rows)
-        scale = _scale(log_scale)
+        scale = exported_scale(log_scale, group_scales).float()
         if dtype == torch.float16 and x_scale_T1 is not None:
             # Sums of int8 codes can pass float16's 65504; a power of two moves them into range without rounding.
             x_codes_TI, x_scale_T1 = x_codes_TI * 2.0**-7, x_scale_T1 * 2.0**7
@@ -65,7 +67,7 @@ class PureProduct(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_TO: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x_TI and log_scale."""
-        log_scale, packed_OB, x_codes_TI, x_scale_T1 = ctx.saved_tensors
+        log_scale, group_scales, packed_OB, x_codes_TI, x_scale_T1 = ctx.saved_tensors
         packed_OB = _whole(packed_OB, ctx.rows)
         grad_x = grad_scale = None
         if ctx.handle or ctx.needs_input_grad[1]:
@@ -75,12 +77,13 @@ class PureProduct(torch.autograd.Function):
                 x_codes_TI.flatten(0, -2),
                 packed_OB,
                 log_scale,
+                group_scales,
                 ctx.group_size,
                 ctx.is_binary,
                 ctx.handle,
             )
         if ctx.needs_input_grad[0]:
-            scale = _scale(log_scale)
+            scale = exported_scale(log_scale, group_scales).float()
             if scale.ndim == 2 or ctx.dtype == torch.float16:  # float16 has no room for sums before their scale
                 w_OI = _scaled(scale, packed_OB, ctx.cols, ctx.group_size, ctx.is_binary, ctx.dtype)
                 grad_x = grad_TO.to(ctx.dtype) @ w_OI
@@ -89,7 +92,7 @@ class PureProduct(torch.autograd.Function):
                 grad_x = torch.ops.onebit.pure_input_gradient(g_TO, packed_OB, ctx.cols, ctx.is_binary)
                 grad_x = grad_x if scale.ndim else grad_x.mul_(scale)
             grad_x = grad_x.to(ctx.x_dtype)
-        return grad_x, grad_scale, None, None, None, None, None, None, None, None, None
+        return grad_x, grad_scale, None, None, None, None, None, None, None, None, None, None
 
 
 def _unpack(packed_OB: Tensor, cols: int, dtype: torch.dtype, is_binary: bool) -> Tensor:
@@ -105,7 +108,14 @@ def _input_gradient(g_TO: Tensor, packed_OB: Tensor, cols: int, is_binary: bool)
 
 
 def _weight_gradient(
-    g_TO: Tensor, x_TI: Tensor, packed_OB: Tensor, log_scale: Tensor, group_size: int, is_binary: bool, handle: int
+    g_TO: Tensor,
+    x_TI: Tensor,
+    packed_OB: Tensor,
+    log_scale: Tensor,
+    group_scales: Tensor | None,
+    group_size: int,
+    is_binary: bool,
+    handle: int,
 ) -> Tensor:
     """Compute dL/dW, hand it to the attached weight's counters, and return the gradient of log_scale.
 
@@ -116,9 +126,10 @@ def _weight_gradient(
     weight = attached_weight(handle)
     if weight is not None:
         weight.take(g_OI)  # which may change g
-    scale = _scale(log_scale)
-    sums = sums_OG if scale.ndim == 2 else sums_OG.squeeze(1) if scale.ndim else sums_OG.sum()
-    return sums * scale
+    scale = exported_scale(log_scale, group_scales).float()
+    if scale.ndim == 2:
+        return (sums_OG * scale).sum(1)
+    return (sums_OG.squeeze(1) if scale.ndim else sums_OG.sum()) * scale
 
 
 # torch.library.custom_op would say this in one decorator, and import the whole compiler at the first call.
@@ -132,8 +143,8 @@ _SCHEMAS: dict[str, tuple[str, Callable[..., Tensor]]] = {
     ),
     "pure_input_gradient": ("(Tensor g, Tensor packed, SymInt cols, bool is_binary) -> Tensor", _input_gradient),
     "pure_weight_gradient": (
-        "(Tensor g, Tensor x, Tensor packed, Tensor log_scale, SymInt group_size, bool is_binary, SymInt handle)"
-        " -> Tensor",
+        "(Tensor g, Tensor x, Tensor packed, Tensor log_scale, Tensor? group_scales, SymInt group_size, "
+        "bool is_binary, SymInt handle) -> Tensor",
         _weight_gradient,
     ),
 }
@@ -169,7 +180,14 @@ def _(g_TO: Tensor, packed_OB: Tensor, cols: int, is_binary: bool) -> Tensor:
 
 @torch.library.register_fake("onebit::pure_weight_gradient")  # type: ignore[untyped-decorator]
 def _(
-    g_TO: Tensor, x_TI: Tensor, packed_OB: Tensor, log_scale: Tensor, group_size: int, is_binary: bool, handle: int
+    g_TO: Tensor,
+    x_TI: Tensor,
+    packed_OB: Tensor,
+    log_scale: Tensor,
+    group_scales: Tensor | None,
+    group_size: int,
+    is_binary: bool,
+    handle: int,
 ) -> Tensor:
     return torch.empty_like(log_scale)
 
@@ -178,12 +196,6 @@ def _whole(packed_OB: Tensor, rows: int) -> Tensor:
     """The codes of all rows, where packed_OB holds this process's."""
     whole_OB: Tensor = torch.ops.onebit.pure_gather(packed_OB, rows) if rows else packed_OB
     return whole_OB
-
-
-def _scale(log_scale: Tensor) -> Tensor:
-    """The scale as it is exported, in float32: per group it is rounded to float16."""
-    scale = log_scale.float().exp()
-    return scale.half().float() if scale.ndim == 2 else scale
 
 
 def _scaled(

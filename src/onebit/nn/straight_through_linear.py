@@ -47,7 +47,7 @@ class _StraightThroughLinear(torch.autograd.Function):
         ctx.x_dtype, ctx.w_dtype = x_TI.dtype, w_OI.dtype
         w_codes_OI, w_scale = _weight_factors(w_OI, quantizer)
         if HAS_INT8_PRODUCT and x_codes_TI.is_cpu and x_scale_T1 is not None and w_scale is not None:
-            sums_TO = _int8_product(x_codes_TI, w_codes_OI.to(torch.int8))
+            sums_TO = int8_product(x_codes_TI, w_codes_OI.to(torch.int8))
             return _times(sums_TO, w_scale * x_scale_T1).to(dtype)
         x_codes_TI = x_codes_TI.to(dtype)
         if dtype == torch.float16 and x_scale_T1 is not None:
@@ -86,7 +86,10 @@ def _weight_factors(w_OI: Tensor, quantizer: WeightQuantizer | None) -> tuple[Te
     return weight_codes(w_OI, quantizer)
 
 
-def _int8_product(x_codes_TI: Tensor, w_codes_OI: Tensor) -> Tensor:
+def int8_product(x_codes_TI: Tensor, w_codes_OI: Tensor) -> Tensor:
+    """x w^T of int8, [T, O] in int32 and exact; fast where HAS_INT8_PRODUCT. At least two dimensions each."""
+    if x_codes_TI.shape[-1] == 1:  # torch._int_mm takes the turned column for one that is not (2.13, with VNNI)
+        return x_codes_TI.int() * w_codes_OI.int().squeeze(1)
     sums = torch._int_mm(x_codes_TI.flatten(0, -2), w_codes_OI.t())
     return sums.view(*x_codes_TI.shape[:-1], w_codes_OI.shape[0])
 

@@ -12,7 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from onebit.nn.pure_storage import pack_codes, pack_counters, unpack_codes, unpack_counters
-from onebit.optim.pure_deposit import Factors, deposit_counts, row_chunks, square_sums, update_energy
+from onebit.optim.pure_deposit import (
+    Factors,
+    deposit_counts,
+    deposit_rule,
+    peak_of,
+    row_chunks,
+    square_sums,
+    update_energy,
+    update_moments,
+)
 from onebit.quant import counters as quant_counters
 from onebit.quant.counters import Counter
 
@@ -22,9 +31,11 @@ __all__ = [
     "fire",
     "forward_product",
     "input_gradient",
+    "peak_of",
     "square_sums",
     "unpack",
     "update_energy",
+    "update_moments",
 ]
 
 
@@ -32,8 +43,8 @@ def deposit(
     counters_OB: Tensor,
     g_OI: Tensor,
     factors: Factors,
-    coefficient: Tensor,
-    power: int,
+    eta: Tensor,
+    mean_square: Tensor,
     counter: Counter,
     *,
     seed: int,
@@ -43,6 +54,7 @@ def deposit(
 ) -> None:
     """As `PureKernels.deposit`."""
     rows, cols = g_OI.shape
+    coefficient, power = deposit_rule(counter, eta, mean_square)
     for part in row_chunks(rows, cols, g_OI.device):
         added = deposit_counts(
             g_OI,

@@ -1,8 +1,10 @@
-"""Products with packed codes in Triton: bytes are unpacked in registers, and no matrix of numbers is written.
+"""Products with packed codes in Triton, and the codes as numbers.
 
-int8 inputs are multiplied as int8 and added up in int32, which is exact. 16-bit floats are multiplied by codes, which
-such floats hold, and added up in float32. For wider floats, which a GPU's matrix units would round, the codes are
-unpacked and PyTorch multiplies.
+For few tokens a product waits for the weights, of which packed ones are an eighth of the bytes: a kernel multiplies
+them by int8 inputs as they come out of their bytes, and adds up in int32. For many it is bound by arithmetic, where the
+vendor's product of 16-bit floats is 1.8 to 2.5 times as fast as Triton's of codes (H100, 4096 tokens): the codes are
+unpacked, and PyTorch multiplies. Both are exact: 16-bit floats hold integers up to 256, float32 their sums. Wider
+floats would be rounded by a GPU's matrix units, so that int8 stays int8 there, however many tokens there are.
 
 Shape suffixes: T tokens, O outputs, I inputs, B bytes of a row, G groups of inputs.
 """
@@ -20,12 +22,11 @@ from onebit.nn.triton_tiles import launch, load_matrix, load_numbers, store_matr
 __all__ = ["code_sums", "forward_product", "input_gradient", "unpack"]
 
 _TILE = (4, 512)  # of kernels that wait for memory, as in `triton_pure`
-# A program of a product makes 128 x 128 sums, 64 registers for each of 256 threads, or fewer rows for fewer tokens, and
-# takes 64 terms at a time. How many terms there are is a constant of the kernel: a model has few widths, and Triton's
-# interpreter cannot count to another number (3.6, with numpy 2.4).
-_OUTPUTS = 128
-_TOKENS = (16, 128)
-_TERMS = 64
+# Tokens, outputs and terms at a time of a program of the product, for few tokens and for many: the fastest of 12 shapes
+# on an H100. How many terms there are is a constant of the kernel: a model has few widths, and Triton's interpreter
+# cannot count to another number (3.6, with numpy 2.4).
+_FEW, _MANY, _TERMS = (16, 64), (128, 128), 128
+_FEW_TOKENS = 64
 
 
 def unpack(codes_OB: Tensor, cols: int, dtype: torch.dtype, *, is_binary: bool) -> Tensor:
@@ -38,18 +39,22 @@ def unpack(codes_OB: Tensor, cols: int, dtype: torch.dtype, *, is_binary: bool) 
 
 def forward_product(x_TI: Tensor, codes_OB: Tensor, dtype: torch.dtype, *, is_binary: bool) -> Tensor:
     """As `PureKernels.forward_product`."""
-    if x_TI.dtype != torch.int8:
-        x_TI = x_TI.to(dtype)
-        if dtype.itemsize > 2:
-            return F.linear(x_TI, unpack(codes_OB, x_TI.shape[-1], dtype, is_binary=is_binary))
-    return _product(_forward_product, x_TI, codes_OB, codes_OB.shape[0], dtype, is_binary)
+    cols, rows = x_TI.shape[-1], codes_OB.shape[0]
+    tokens = x_TI.numel() // cols
+    if x_TI.dtype != torch.int8 or (dtype.itemsize == 2 and tokens > _FEW_TOKENS):
+        return F.linear(x_TI.to(dtype), unpack(codes_OB, cols, dtype, is_binary=is_binary))
+    y_TO = x_TI.new_empty(*x_TI.shape[:-1], rows, dtype=dtype)
+    tile = _FEW if tokens <= _FEW_TOKENS else _MANY
+    # Neighbours in time share their rows of x, the larger side; the codes, an eighth of its bytes, stay in the cache.
+    grid = triton.cdiv(rows, tile[1]), triton.cdiv(tokens, tile[0])
+    arguments = (codes_OB, y_TO, tokens, rows, codes_OB.shape[1], cols, *tile, _TERMS, _per_byte(is_binary))
+    launch(_forward_product, grid, x_TI.contiguous(), *arguments, num_warps=8)
+    return y_TO
 
 
 def input_gradient(g_TO: Tensor, codes_OB: Tensor, cols: int, *, is_binary: bool) -> Tensor:
     """As `PureKernels.input_gradient`."""
-    if g_TO.dtype.itemsize > 2:
-        return g_TO @ unpack(codes_OB, cols, g_TO.dtype, is_binary=is_binary)
-    return _product(_input_gradient, g_TO, codes_OB, cols, g_TO.dtype, is_binary)
+    return g_TO @ unpack(codes_OB, cols, g_TO.dtype, is_binary=is_binary)
 
 
 def code_sums(g_OI: Tensor, codes_OB: Tensor, group_size: int, *, is_binary: bool) -> Tensor:
@@ -75,20 +80,12 @@ def code_sums(g_OI: Tensor, codes_OB: Tensor, group_size: int, *, is_binary: boo
     return sums_OG
 
 
+def _has_few_tokens(x_TK: Tensor) -> bool:
+    return x_TK.numel() <= _FEW_TOKENS * x_TK.shape[-1]
+
+
 def _per_byte(is_binary: bool) -> int:
     return 8 if is_binary else 4
-
-
-def _product(kernel: object, x_TK: Tensor, codes_OB: Tensor, width: int, dtype: torch.dtype, is_binary: bool) -> Tensor:
-    """[T, width] of a kernel that adds up over K, the last axis of x."""
-    x_NK = x_TK.reshape(-1, x_TK.shape[-1]).contiguous()
-    y_NO = x_NK.new_empty(x_NK.shape[0], width, dtype=dtype)
-    tokens = min(max(triton.next_power_of_2(x_NK.shape[0]), _TOKENS[0]), _TOKENS[1])
-    # Neighbours in time share their rows of x, the larger side; the codes, an eighth of its bytes, stay in the cache.
-    grid = triton.cdiv(width, _OUTPUTS), triton.cdiv(x_NK.shape[0], tokens)
-    arguments = (x_NK, codes_OB, y_NO, *y_NO.shape, codes_OB.shape[1], x_NK.shape[1])
-    launch(kernel, grid, *arguments, tokens, _OUTPUTS, _TERMS, _per_byte(is_binary), num_warps=8)
-    return y_NO.view(*x_TK.shape[:-1], width)
 
 
 @triton.jit
@@ -98,11 +95,6 @@ def _unpack(codes, out, rows, cols, width, ROWS: tl.constexpr, COLUMNS: tl.const
     column = first + tl.arange(0, COLUMNS)
     _, _, numbers = load_numbers(codes, row, first, rows, width, PER_BYTE, COLUMNS)
     store_matrix(out, row, column, rows, cols, numbers.to(tl.float32))
-
-
-@triton.jit
-def _cast(numbers, kind: tl.constexpr):
-    return numbers if kind == tl.int8 else numbers.to(tl.float32).to(kind)
 
 
 @triton.jit
@@ -121,40 +113,12 @@ def _forward_product(
 ):
     token = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
     output = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
-    kind: tl.constexpr = x.dtype.element_ty
-    sum_kind: tl.constexpr = tl.int32 if kind == tl.int8 else tl.float32
-    sums = tl.zeros([TOKENS, OUTPUTS], sum_kind)
+    sums = tl.zeros([TOKENS, OUTPUTS], tl.int32)
     for first in range(0, INPUTS, TERMS):
         x_part = load_matrix(x, token, first + tl.arange(0, TERMS), tokens, INPUTS)
         _, _, numbers = load_numbers(codes, output, first, outputs, width, PER_BYTE, TERMS)
-        sums = tl.dot(x_part, tl.trans(_cast(numbers, kind)), sums, out_dtype=sum_kind)
+        sums = tl.dot(x_part, tl.trans(numbers), sums, out_dtype=tl.int32)
     store_matrix(y, token, output, tokens, outputs, sums.to(tl.float32))
-
-
-@triton.jit
-def _input_gradient(
-    g,
-    codes,
-    gradient,
-    tokens,
-    inputs,
-    width,
-    OUTPUTS: tl.constexpr,
-    TOKENS: tl.constexpr,
-    INPUTS: tl.constexpr,
-    TERMS: tl.constexpr,
-    PER_BYTE: tl.constexpr,
-):
-    token = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
-    first_input = tl.program_id(0) * INPUTS
-    kind: tl.constexpr = g.dtype.element_ty
-    sums = tl.zeros([TOKENS, INPUTS], tl.float32)
-    for first in range(0, OUTPUTS, TERMS):
-        output = first + tl.arange(0, TERMS)
-        g_part = load_matrix(g, token, output, tokens, OUTPUTS)
-        _, _, numbers = load_numbers(codes, output, first_input, OUTPUTS, width, PER_BYTE, INPUTS)
-        sums = tl.dot(g_part, _cast(numbers, kind), sums)
-    store_matrix(gradient, token, first_input + tl.arange(0, INPUTS), tokens, inputs, sums)
 
 
 @triton.jit

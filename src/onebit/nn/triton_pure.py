@@ -5,8 +5,11 @@ rounding, their sums are of multiples of one number and so the same in any order
 float32 arithmetic of a deposit is the reference's operation by operation (`triton_tiles.launch` forbids fusing them).
 A deposit reads the gradient once and reads and writes the counters once.
 
+A GPU does these matrices faster than Python asks for them. So what PyTorch would do in dozens of small operations on
+vectors and scalars is part of a kernel here, and nothing waits for a number from the GPU.
+
 Block sizes are fixed: these kernels wait for memory, and a tile of 2048 to 4096 numbers for 128 threads gives each
-thread loads of 16 bytes and enough of them at once. The products are in `triton_products`.
+thread loads of 16 bytes and enough of them at once. Moments are in `triton_moments`, products in `triton_products`.
 
 Shape suffixes: O outputs, I inputs, B bytes of a row.
 """
@@ -18,9 +21,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from onebit.nn.triton_moments import peak_of, square_sums, update_moments
 from onebit.nn.triton_products import code_sums, forward_product, input_gradient, unpack
-from onebit.nn.triton_tiles import launch, load_matrix, load_numbers, pack_numbers, random16
-from onebit.optim.pure_deposit import ENERGY_SHIFT, LARGEST_SQUARE, Factors, square_shift
+from onebit.nn.triton_tiles import grid_of, launch, load_matrix, load_numbers, pack_numbers, random16
+from onebit.optim.pure_deposit import CLIP, ENERGY_SHIFT, LARGEST_SQUARE, Factors
 from onebit.quant.counters import Counter
 
 __all__ = [
@@ -29,24 +33,15 @@ __all__ = [
     "fire",
     "forward_product",
     "input_gradient",
+    "peak_of",
     "square_sums",
     "unpack",
     "update_energy",
+    "update_moments",
 ]
 
 _PER_BYTE = {"int8": 1, "int4": 2, "none": 4}
-_SQUARES = (32, 128)  # rows, columns of a tile of float64: 32 numbers, 64 registers, a thread
 _TILE = (4, 512)
-
-
-def square_sums(g_OI: Tensor, peak: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-    """As `PureKernels.square_sums`."""
-    g_OI = g_OI.contiguous()
-    row_O = g_OI.new_zeros(g_OI.shape[0], dtype=torch.float64)
-    column_I = g_OI.new_zeros(g_OI.shape[1], dtype=torch.float64)
-    shift = square_shift(peak, max(rows, g_OI.shape[1]))
-    launch(_square_sums, _grid(g_OI, _SQUARES), g_OI, row_O, column_I, shift, *g_OI.shape, *_SQUARES)
-    return row_O, column_I
 
 
 def update_energy(g_OI: Tensor, factors: Factors) -> Tensor:
@@ -54,7 +49,7 @@ def update_energy(g_OI: Tensor, factors: Factors) -> Tensor:
     g_OI = g_OI.contiguous()
     energy = g_OI.new_zeros((), dtype=torch.float64)
     arguments = (factors.row_O1, factors.column_I, energy, *g_OI.shape, *_TILE)
-    launch(_update_energy, _grid(g_OI, _TILE), g_OI, *arguments, LARGEST=LARGEST_SQUARE, SHIFT=ENERGY_SHIFT)
+    launch(_update_energy, grid_of(g_OI, _TILE), g_OI, *arguments, LARGEST=LARGEST_SQUARE, SHIFT=ENERGY_SHIFT)
     return energy
 
 
@@ -62,8 +57,8 @@ def deposit(
     counters_OB: Tensor,
     g_OI: Tensor,
     factors: Factors,
-    coefficient: Tensor,
-    power: int,
+    eta: Tensor,
+    mean_square: Tensor,
     counter: Counter,
     *,
     seed: int,
@@ -74,20 +69,23 @@ def deposit(
     """As `PureKernels.deposit`."""
     launch(
         _deposit,
-        _grid(g_OI, _TILE),
+        grid_of(g_OI, _TILE),
         counters_OB,
         g_OI.contiguous(),
         factors.row_O1,
         factors.column_I,
         factors.is_finite,
-        coefficient,
+        eta,
+        mean_square,
         step,
         seed | tensor << 32,
         first_row,
         *g_OI.shape,
         counters_OB.shape[1],
         *_TILE,
-        POWER=power,
+        REMEMBERS=counter.remembers,
+        THRESHOLD=counter.threshold,
+        CLIP_AT=CLIP,
         BOUND=counter.bound,
         PER_BYTE=_PER_BYTE[counter.name],
     )
@@ -114,21 +112,6 @@ def fire(codes_OB: Tensor, counters_OB: Tensor, counter: Counter, cols: int, *, 
         PER_BYTE=_PER_BYTE[counter.name],
     )
     return moves
-
-
-def _grid(x_OI: Tensor, tile: tuple[int, int]) -> tuple[int, int]:
-    return triton.cdiv(x_OI.shape[0], tile[0]), triton.cdiv(x_OI.shape[1], tile[1])
-
-
-@triton.jit
-def _square_sums(g, row_sums, column_sums, shift, rows, cols, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    x = load_matrix(g, row, column, rows, cols).to(tl.float64)
-    by = tl.load(shift)
-    squares = x * x + by - by  # of a number that is not there: by - by, 0
-    tl.atomic_add(row_sums + row, tl.sum(squares, 1), row < rows, sem="relaxed")
-    tl.atomic_add(column_sums + column, tl.sum(squares, 0), column < cols, sem="relaxed")
 
 
 @triton.jit
@@ -168,7 +151,8 @@ def _deposit(
     row_factors,
     column_factors,
     is_finite,
-    coefficient,
+    eta,
+    mean_square,
     step,
     key,
     first_row,
@@ -177,18 +161,23 @@ def _deposit(
     width,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
-    POWER: tl.constexpr,
+    REMEMBERS: tl.constexpr,
+    THRESHOLD: tl.constexpr,
+    CLIP_AT: tl.constexpr,
     BOUND: tl.constexpr,
     PER_BYTE: tl.constexpr,
 ):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS
     u = _update(g, row_factors, column_factors, row, column + tl.arange(0, COLUMNS), rows, cols)
-    if POWER == 2:
-        u = tl.abs(u) * u
-    elif POWER == 3:
+    share = tl.load(eta)
+    clipped = (1.0 / tl.maximum(tl.sqrt(tl.load(mean_square)) / CLIP_AT, 1.0)).to(tl.float32)
+    if REMEMBERS:
+        coefficient = -(share * THRESHOLD) * clipped
+    else:
         u = u * u * u
-    added = tl.where(tl.load(is_finite), u * tl.load(coefficient), 0.0)
+        coefficient = -(share * share / 4.0) * (clipped * clipped * clipped)
+    added = tl.where(tl.load(is_finite), u * coefficient, 0.0)
     floor = tl.floor(added)
     random = random16(key, tl.load(step), row + first_row, column, COLUMNS).to(tl.float32)
     floor += (random < (added - floor) * 65536.0 - 32768.5).to(tl.float32)

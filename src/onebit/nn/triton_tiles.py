@@ -15,7 +15,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["launch", "load_matrix", "load_numbers", "pack_numbers", "random16", "store_matrix", "unpack_numbers"]
+__all__ = [
+    "grid_of",
+    "launch",
+    "load_matrix",
+    "load_numbers",
+    "pack_numbers",
+    "random16",
+    "store_matrix",
+    "unpack_numbers",
+]
 
 
 def launch(kernel: Any, grid: tuple[int, ...], first: Tensor, *arguments: Any, **constants: Any) -> None:
@@ -24,8 +33,16 @@ def launch(kernel: Any, grid: tuple[int, ...], first: Tensor, *arguments: Any, *
     A product and a sum stay two roundings, as in PyTorch. Triton would fuse them into one instruction that rounds once,
     and the integers of a deposit would not be the reference's.
     """
-    with torch.cuda.device_of(first):  # does nothing for a CPU tensor, which Triton's interpreter takes
+    if first.is_cuda and first.device.index != torch.cuda.current_device():
+        with torch.cuda.device_of(first):
+            kernel[grid](first, *arguments, **constants, enable_fp_fusion=False)
+    else:  # the current device, or a CPU tensor, which Triton's interpreter takes
         kernel[grid](first, *arguments, **constants, enable_fp_fusion=False)
+
+
+def grid_of(x_OI: Tensor, tile: tuple[int, int]) -> tuple[int, int]:
+    """How many tiles a matrix has along its rows and columns."""
+    return triton.cdiv(x_OI.shape[0], tile[0]), triton.cdiv(x_OI.shape[1], tile[1])
 
 
 @triton.jit

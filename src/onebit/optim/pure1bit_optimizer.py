@@ -22,7 +22,7 @@ from onebit.quant.spec import check_name
 __all__ = ["DEFAULT_ACCUMULATION", "Accumulation", "FiringWeight", "Pure1BitOptimizer"]
 
 Accumulation = Literal["bfloat16", "int8", "deposit"]
-DEFAULT_ACCUMULATION: Accumulation = "bfloat16"
+DEFAULT_ACCUMULATION: Accumulation = "int8"
 
 
 class FiringWeight(Protocol):
@@ -49,8 +49,8 @@ class Pure1BitOptimizer(torch.optim.AdamW):
     `lr` of their group, so that any scheduler drives them together.
 
     gradient_accumulation_steps: backward passes in a step; None finds out in the first step whether it is more than
-    one. accumulation: what they are summed in, to be deposited once: "bfloat16" (2 bytes a weight while a step lasts)
-    or "int8" (1.03, scaled by blocks); "deposit" deposits each at once, with eta / sqrt(steps): no memory, and worse.
+    one. accumulation: what they are summed in, to be deposited once: "int8" (1.03 bytes a weight while a step lasts,
+    scaled by blocks) or "bfloat16" (2); "deposit" deposits each at once, with eta / sqrt(steps): no memory, and worse.
 
     rule: what moves codes instead of the counters, by float32 state of its own (`onebit.optim.pure_rules`). It takes
     over what counters hold and leaves them at 0; its rate is its own and follows the scheduler. Its state is kept with

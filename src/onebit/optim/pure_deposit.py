@@ -33,11 +33,13 @@ __all__ = [
     "ENERGY_SHIFT",
     "LARGEST_SQUARE",
     "MOMENT_DECAY",
+    "MOMENT_FLOOR",
     "Factors",
     "deposit_counts",
     "deposit_rule",
     "eta_from_lr",
     "moment_factors",
+    "peak_of",
     "row_chunks",
     "square_shift",
     "square_sums",
@@ -49,7 +51,7 @@ MOMENT_DECAY = 0.99
 CLIP = 1.0
 # A row or column whose gradients are this much smaller than the mean's is treated as if it were at this size: below
 # it, their squares are lost in the exact sums.
-_FLOOR = 2.0**-40
+MOMENT_FLOOR = 2.0**-40
 ENERGY_SHIFT = 1.5 * 2.0**32  # rounds squares of updates, which are about 1, to multiples of 2^-20
 LARGEST_SQUARE = 2.0**20
 _CHUNK = {"cpu": 1 << 18}  # elements worked on at once: temporaries stay in the cache
@@ -78,6 +80,12 @@ def row_chunks(rows: int, cols: int, device: torch.device) -> Iterator[slice]:
     step = max(1, _CHUNK.get(device.type, _LARGE_CHUNK) // cols)
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))
+
+
+def peak_of(g_OI: Tensor) -> Tensor:
+    """The largest |G|, float32 [], NaN where there is one; |G| itself would be a second gradient."""
+    least, most = g_OI.aminmax()
+    return torch.maximum(most, -least).float()
 
 
 def square_shift(peak: Tensor, count: int) -> Tensor:
@@ -128,8 +136,8 @@ def moment_factors(moments: tuple[Tensor, Tensor], step: Tensor, is_finite: Tens
     row_O, column_I = moments
     share_O = row_O.double() / row_O.double().mean().clamp_min(1e-60)
     size_I = column_I.double() / (1.0 - MOMENT_DECAY ** step.double())
-    size_I = torch.maximum(size_I, size_I.mean() * _FLOOR).clamp_min(1e-60)
-    return Factors(share_O.clamp_min(_FLOOR).rsqrt().float().unsqueeze(1), size_I.rsqrt().float(), is_finite)
+    size_I = torch.maximum(size_I, size_I.mean() * MOMENT_FLOOR).clamp_min(1e-60)
+    return Factors(share_O.clamp_min(MOMENT_FLOOR).rsqrt().float().unsqueeze(1), size_I.rsqrt().float(), is_finite)
 
 
 def update_energy(g_OI: Tensor, factors: Factors) -> Tensor:

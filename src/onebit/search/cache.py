@@ -1,7 +1,7 @@
 """What was measured, kept: an SQLite file that a killed search, or the next one, finds again; the latest in memory.
 
 A key is the hash of the checkpoint, of the text and of the map, so results of different models and texts share a file.
-Every result is on disk before the search goes on.
+Every result is in the file before the search goes on.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from onebit.errors import DataError
-from onebit.search.evaluator import Score
+from onebit.search.score import Score
 
 __all__ = ["ScoreCache"]
 
@@ -30,13 +30,17 @@ class ScoreCache:
         self._recent: OrderedDict[str, Score] = OrderedDict()
         try:
             self._database = sqlite3.connect(":memory:" if path is None else path, timeout=_PATIENCE)
-            self._database.execute("PRAGMA synchronous = NORMAL")  # a killed process loses nothing all the same
+            # A killed process loses nothing; waiting for the disk too would take longer than a small evaluation.
+            self._database.execute("PRAGMA journal_mode = WAL")
+            self._database.execute("PRAGMA synchronous = NORMAL")
             self._database.execute(
                 "CREATE TABLE IF NOT EXISTS scores (key TEXT PRIMARY KEY, loss REAL, accuracy REAL, tokens INTEGER,"
                 " map TEXT)"
             )
         except sqlite3.Error as error:
-            raise DataError(f"the cache of evaluations '{path}' cannot be used: {error}; remove it") from None
+            raise DataError(
+                f"the cache of evaluations '{path}' cannot be used: {error}; remove it, or give another --cache-dir"
+            ) from None
 
     def get(self, levels: Mapping[str, str]) -> Score | None:
         """The score of a map, None when it was not measured."""
@@ -48,7 +52,7 @@ class ScoreCache:
         return None if row is None else self._remember(key, Score(*row))
 
     def put(self, levels: Mapping[str, str], score: Score) -> None:
-        """Keep a score; it is on disk when this returns."""
+        """Keep a score; it outlives the process when this returns."""
         key = self._key(levels)
         with self._database:
             self._database.execute(

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from onebit.models.bit_width_map import apply_bit_width_map, level_settings
+from onebit.models.bit_width_map import apply_bit_width_map, at_level
 from onebit.models.config import OneBitConfig
 from onebit.quant import fake_quantize
 from onebit.search.evaluator import HeldOut
@@ -33,15 +33,16 @@ def curvature_of(model: Any, data: HeldOut, space: Space) -> Callable[[Choice], 
     def estimate(base: Choice) -> NDArray[np.float64]:
         apply_bit_width_map(model, space.map_of(base))
         gradients, fisher = _moments(model, data)
+        configs = [at_level(model.config, level) for level in space.levels]
         modules = {**dict(model.model.named_modules()), "lm_head": model.lm_head}
         added_UL = np.zeros((len(space.units), len(space.levels)))
         for unit, told in enumerate(space.units):
             weights = {id(modules[name].weight): name for name in reversed(told.modules)}  # a tied one counts once
             for name in weights.values():
                 weight = modules[name].weight
-                now = _read(model.config, name, space.levels[base[unit]], weight)
-                for level, label in enumerate(space.levels):
-                    change = _read(model.config, name, label, weight) - now
+                now = _read(configs[base[unit]], name, weight)
+                for level, config in enumerate(configs):
+                    change = _read(config, name, weight) - now
                     first = (gradients[id(weight)] * change).sum()
                     second = 0.5 * (fisher[id(weight)] * change.square()).sum()
                     added_UL[unit, level] += float(first + second)
@@ -50,8 +51,8 @@ def curvature_of(model: Any, data: HeldOut, space: Space) -> Callable[[Choice], 
     return estimate
 
 
-def _read(config: OneBitConfig, name: str, level: str, weight: Tensor) -> Tensor:
-    spec, _ = level_settings(config, name, level)
+def _read(config: OneBitConfig, name: str, weight: Tensor) -> Tensor:
+    spec = config.weight_quantizer(name)
     assert spec is not None
     return fake_quantize(weight, spec)
 

@@ -9,6 +9,7 @@ Shape suffixes: B windows, L positions, V vocabulary, N predictions.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,23 +22,16 @@ from torch import Tensor
 from onebit.errors import ConfigError, DataError
 from onebit.eval.evaluate import prepare
 from onebit.eval.perplexity import windows
-from onebit.models.bit_width_map import level_settings
+from onebit.models.bit_width_map import at_level
+from onebit.models.config import OneBitConfig
 from onebit.search.prefix import PrefixStates
+from onebit.search.score import Score
 
-__all__ = ["Evaluator", "HeldOut", "Score", "held_out"]
+__all__ = ["Evaluator", "HeldOut", "held_out"]
 
 _LOGIT_BYTES = 1 << 28  # of one batch
 _BATCH_TOKENS = 4096
-STATE_BYTES = 1 << 30
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """What a map was measured at: nats per token, share of tokens that were the likeliest, tokens scored."""
-
-    loss: float
-    accuracy: float
-    tokens: int
+_STATE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -79,12 +73,12 @@ class Evaluator:
     state_bytes: memory for the states of `PrefixStates`; 0 runs every map from the beginning.
     """
 
-    def __init__(self, model: Any, data: HeldOut, *, state_bytes: int = STATE_BYTES) -> None:
+    def __init__(self, model: Any, data: HeldOut, *, state_bytes: int = _STATE_BYTES) -> None:
         self.model = model.eval().float()
         device = next(model.parameters()).device
         modules = {**dict(model.model.named_modules()), "lm_head": model.lm_head}
         self._modules = {name: modules[name] for name in model.config.module_names()}
-        self._settings: dict[tuple[str, str], Any] = {}
+        self._at: dict[str, OneBitConfig] = {}
         self._targets_BL = [ids_BL[:, 1:].to(device) for ids_BL in data.batches]
         self.prefix = PrefixStates(model, [ids_BL[:, :-1].to(device) for ids_BL in data.batches], state_bytes)
 
@@ -95,19 +89,19 @@ class Evaluator:
         for logits_BLV, targets_BL in zip(self.prefix.logits(self._stages(levels)), self._targets_BL, strict=True):
             loss, right = _sums(logits_BLV, targets_BL)
             total, hits, tokens = total + loss, hits + right, tokens + targets_BL.numel()
-        return Score(total / tokens, hits / tokens, tokens)
+        return Score(total / tokens if math.isfinite(total) else math.inf, hits / tokens, tokens)
 
     def _apply(self, levels: Mapping[str, str]) -> None:
         """What `apply_bit_width_map` does, without a new configuration for every map."""
         if levels.keys() != self._modules.keys():
             raise ConfigError("a map that is scored must give a level to every module, by name")
         for name, level in levels.items():
-            if (name, level) not in self._settings:
-                self._settings[name, level] = level_settings(self.model.config, name, level)
+            if level not in self._at:
+                self._at[level] = at_level(self.model.config, level)
             module = self._modules[name]
-            module.weight_quantizer, activation = self._settings[name, level]
+            module.weight_quantizer = self._at[level].weight_quantizer(name)
             if name != "embed_tokens":
-                module.activation_quantizer = activation
+                module.activation_quantizer = self._at[level].activation_quantizer_of(name)
 
     def _stages(self, levels: Mapping[str, str]) -> Sequence[str]:
         """What decides the embedding, each layer, and the head, as one text each."""

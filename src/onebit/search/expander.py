@@ -40,8 +40,9 @@ def expander(trials: Trials) -> None:
     trials.evaluate([_descend(trials, surrogate)])
     misses = 0
     while misses < _PATIENCE:
-        before = trials.best
-        start = before.choice if before is not None else trials.space.smallest
+        before = trials.leader
+        assert before is not None  # the first choice of all fits
+        start = before.choice
         if misses:  # the sums no longer lead anywhere better: measure what they should be here
             surrogate = measure_around(trials, start, _SHARE)
         graph = build_graph(trials, surrogate, start)
@@ -52,7 +53,7 @@ def expander(trials: Trials) -> None:
             if not ends:
                 break
             trials.evaluate(ends)
-        misses = misses + 1 if trials.best is before else 0
+        misses = misses + 1 if trials.leader is before else 0
 
 
 def _descend(trials: Trials, surrogate: Surrogate) -> Choice:
@@ -108,7 +109,7 @@ def build_graph(trials: Trials, surrogate: Surrogate, start: Choice, nodes: int 
     price = _price(surrogate, space, start)
     found: dict[Choice, float] = {start: surrogate.predict(start)}
     waiting = [(found[start], start)]
-    order = []
+    order: list[Choice] = []
     while waiting and len(order) < nodes:
         _, choice = heapq.heappop(waiting)
         order.append(choice)
@@ -160,7 +161,7 @@ def _ends(
     except ModuleNotFoundError:
         raise MissingExtraError("search", "--strategy expander") from None
     predicted = np.array([surrogate.predict(choice) for choice in graph.nodes])
-    goals = [i for i, choice in enumerate(graph.nodes) if choice not in trials.done and trials.fits(choice)]
+    goals = {i for i, choice in enumerate(graph.nodes) if choice not in trials.done and trials.fits(choice)}
     ways = nx.DiGraph()
     ways.add_nodes_from(range(len(graph.nodes)))
     ways.add_weighted_edges_from(
@@ -170,7 +171,7 @@ def _ends(
     ranked = []
     for part in parts:
         members = [i for i in part if i in distance]
-        inside = sorted((i for i in goals if i in set(members)), key=lambda i: (predicted[i], graph.nodes[i]))
+        inside = sorted(goals.intersection(members), key=lambda i: (predicted[i], graph.nodes[i]))
         if not inside:
             continue
         entry = min(members, key=lambda i: (distance[i], i))

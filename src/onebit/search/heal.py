@@ -15,8 +15,9 @@ from typing import Any
 
 from onebit.errors import OnebitError
 from onebit.formats.checkpoint import texts_of
-from onebit.search.evaluator import Evaluator, Score
+from onebit.search.evaluator import Evaluator
 from onebit.search.opening import checkpoint_folder, open_data, open_model, texts_beside
+from onebit.search.score import Score
 from onebit.search.settings import SearchSettings
 from onebit.search.space import Levels, open_space
 from onebit.train.manifest import MANIFEST_NAME, write_json
@@ -42,14 +43,39 @@ def healing_record(settings: SearchSettings) -> dict[str, Any]:
     return {"healing": {**steps, "seed": settings.seed}}
 
 
-def heal(settings: SearchSettings, levels: Levels, max_bytes: int | None) -> Healed:
-    """Train the checkpoint at the levels of a map, and measure it. Raises OnebitError when a signal stopped it."""
+def heal(settings: SearchSettings, fingerprint: str, levels: Levels, max_bytes: int | None) -> Healed | None:
+    """Train the checkpoint at the levels of a map, and measure it; None when a signal stopped it. What is finished is
+    not trained again. fingerprint: of the checkpoint. Raises OnebitError when the healed file would be too large."""
+    folder, source = settings.folder / "healed", checkpoint_folder(settings)
+    _clear_unless(
+        folder, {"levels": levels, "checkpoint": fingerprint, "text": _state_of(settings), **healing_record(settings)}
+    )
+    if not (folder / _RECORD).is_file():
+        if not _train(settings, levels, source, folder):
+            return None
+        (folder / MANIFEST_NAME).replace(folder / _RECORD)
+    write_json(folder / MANIFEST_NAME, {**(texts_beside(settings)["manifest"] or {}), **healing_record(settings)})
+    for name in _TEXTS:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+    told = replace(settings, checkpoint=folder, model_config=None, tokenizer=settings.tokenizer or source)
+    model = open_model(told)
+    space = open_space(model, levels=settings.levels, grouping=settings.units, **texts_of(folder))
+    size = space.size(space.choice_of(levels))
+    if max_bytes is not None and size > max_bytes:
+        raise OnebitError(
+            f"the healed model's file would have {size:,} bytes, more than the {max_bytes:,} of --max-size-mb; export "
+            "the checkpoint with the map that was found, or search with a little less"
+        )
+    return Healed(folder, Evaluator(model, open_data(told, model)).score(levels), size)
+
+
+def _train(settings: SearchSettings, levels: Levels, source: Path, folder: Path) -> bool:
+    """Whether all steps were done."""
     from onebit.train import TrainSettings, train
 
-    source, folder = checkpoint_folder(settings), settings.folder / "healed"
     assert settings.data is not None  # the settings checked it
-    _clear_unless(folder, {"levels": levels, **healing_record(settings)})
-    done = train(
+    return train(
         TrainSettings(
             data=settings.data,
             output_dir=folder,
@@ -69,34 +95,22 @@ def heal(settings: SearchSettings, levels: Levels, max_bytes: int | None) -> Hea
             threads=settings.threads,
             quiet=settings.quiet,
         )
-    )
-    if not done.complete:
-        raise OnebitError("healing was stopped; the same command goes on from there, and measures no map again")
-    if (folder / MANIFEST_NAME).is_file():
-        (folder / MANIFEST_NAME).replace(folder / _RECORD)
-    write_json(folder / MANIFEST_NAME, {**(texts_beside(settings)["manifest"] or {}), **healing_record(settings)})
-    for name in _TEXTS:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
-    told = replace(settings, checkpoint=folder, model_config=None, tokenizer=settings.tokenizer or source)
-    model = open_model(told)
-    space = open_space(model, levels=settings.levels, grouping=settings.units, **texts_of(folder))
-    size = space.size(space.choice_of(levels))
-    if max_bytes is not None and size > max_bytes:
-        raise OnebitError(
-            f"the healed model's file would have {size:,} bytes, more than the {max_bytes:,} of --max-size-mb; export "
-            "the checkpoint with the map that was found, or search with a little less"
-        )
-    return Healed(folder, Evaluator(model, open_data(told, model)).score(levels), size)
+    ).complete
 
 
 def _clear_unless(folder: Path, wanted: dict[str, Any]) -> None:
-    """Empty the folder of a healing of another map, or with other settings."""
+    """Empty the folder of a healing of another map, checkpoint or text, or with other settings."""
     note = folder / "healing.json"
     if folder.is_dir() and not (note.is_file() and json.loads(note.read_text("utf-8")) == wanted):
         shutil.rmtree(folder)
     folder.mkdir(exist_ok=True)
     write_json(note, wanted)
+
+
+def _state_of(settings: SearchSettings) -> list[int]:
+    """Size and time of the text to train on, where it is a file."""
+    path = Path(settings.data or "")
+    return [path.stat().st_size, path.stat().st_mtime_ns] if path.is_file() else []
 
 
 def _device(name: str) -> Any:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ctypes
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,16 +60,34 @@ def best_choice(
     if near is not None:
         constraints.append(LinearConstraint(row(near[0]), units - near[1], np.inf))
     scale = max(float(np.ptp(cost_UL)), 1e-12)
-    found = milp(
-        np.append(cost_UL.ravel() / scale, 0.0),
-        constraints=constraints,
-        integrality=np.ones(count + 1),
-        bounds=Bounds(0, np.append(np.ones(count), np.inf)),
-        options={"mip_rel_gap": 0.0},
-    )
+    with _without_output():
+        found = milp(
+            np.append(cost_UL.ravel() / scale, 0.0),
+            constraints=constraints,
+            integrality=np.ones(count + 1),
+            bounds=Bounds(0, np.append(np.ones(count), np.inf)),
+            options={"mip_rel_gap": 0.0},
+        )
     if found.x is None:
         return None
     choice = tuple(int(index) for index in found.x[:count].reshape(units, levels).argmax(1))
-    # The solver keeps constraints up to a tolerance; a file that is too large would be none.
-    assert max_bytes is None or space.size(choice) <= max_bytes, "the knapsack exceeded its budget"
+    if max_bytes is not None and (excess := space.size(choice) - max_bytes) > 0:
+        # The solver keeps constraints up to a tolerance of 1e-6, which may be more than a step in large files.
+        return best_choice(cost_UL, space, max_bytes - excess, excluded=excluded, near=near)
     return choice
+
+
+@contextmanager
+def _without_output() -> Iterator[None]:
+    """The solver leaves a debugging line on the C library's standard output now and then (HiGHS of scipy 1.17)."""
+    sys.stdout.flush()
+    output = os.dup(1)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+        yield
+    finally:
+        if os.name == "posix":
+            ctypes.CDLL(None).fflush(None)
+        os.dup2(output, 1)
+        os.close(output)

@@ -6,6 +6,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from onebit.errors import ConfigError, DataError
 from onebit.eval.evaluate import read_text
 from onebit.formats.checkpoint import load_model, texts_of
@@ -70,6 +72,7 @@ def open_data(settings: EvaluationSettings, model: Any) -> HeldOut:
 
 def open_evaluator(settings: EvaluationSettings) -> Evaluator:
     """Everything from paths alone, as a worker process does it."""
+    torch.set_num_threads(settings.threads)
     model = open_model(settings)
     return Evaluator(model, open_data(settings, model))
 

@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+from onebit.formats.atomic import beside
 from onebit.search.space import Choice, Space
 from onebit.search.trials import Trial, Trials
 
@@ -40,9 +41,7 @@ def draw_front(path: Path, front: list[Trial], best: Trial, trials: Trials) -> N
     axes.set_xlabel("exported file, MB")
     axes.set_ylabel("held-out loss, nats per token")
     axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
-    figure.savefig(path)
+    _finish(figure, axes, path)
 
 
 def draw_layers(path: Path, choice: Choice, space: Space) -> None:
@@ -50,31 +49,34 @@ def draw_layers(path: Path, choice: Choice, space: Space) -> None:
     figure, axes = _figure(7.0, 3.5)
     if figure is None:
         return
-    names: list[str] = []
     heights: dict[str, float] = {}
-    shown: set[str] = set()
+    used = {space.levels[index] for index in choice}
+    for level in space.levels:  # the legend, from the coarsest to the finest
+        if level in used:
+            axes.bar([0], [0], color=_COLOURS[level], label=level)
     for unit, index in zip(space.units, choice, strict=True):
-        name, level = _bar(unit.name), space.levels[index]
-        if name not in heights:
-            names.append(name)
-            heights[name] = 0.0
-        label = None if level in shown else level
-        shown.add(level)
-        height = unit.sizes[index] / 1e3
-        axes.bar(
-            names.index(name), height, 0.8, heights[name], color=_COLOURS[level], label=label, edgecolor="w", lw=0.5
-        )
+        name, height = _bar(unit.name), unit.sizes[index] / 1e3
+        bottom = heights.setdefault(name, 0.0)
+        place = list(heights).index(name)
+        axes.bar(place, height, 0.8, bottom, color=_COLOURS[space.levels[index]], edgecolor="w", lw=0.5)
         heights[name] += height
-    axes.set_xticks(range(len(names)), names, rotation=45 if len(names) > 10 else 0)
+    axes.set_xticks(range(len(heights)), heights, rotation=45 if len(heights) > 10 else 0)
     axes.set_ylabel("kB in the file")
+    axes.set_ylim(top=1.15 * max(heights.values()))  # room for the legend
+    _finish(figure, axes, path, ncols=len(used))
+
+
+def _finish(figure: Any, axes: Any, path: Path, ncols: int = 1) -> None:
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
-    figure.savefig(path)
+    axes.legend(frameon=False, fontsize=8, ncols=ncols, loc="upper right")
+    with beside(path) as file:
+        figure.savefig(file, format="png")
 
 
 def _bar(unit: str) -> str:
+    """A layer's number, else what the matrix is called."""
     parts = unit.split(".")
-    return parts[1] if parts[0] == "layers" else parts[0]
+    return parts[1] if parts[0] == "layers" else parts[0].removesuffix("_tokens").removeprefix("lm_")
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:

@@ -17,87 +17,70 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from onebit.formats.anatomy import blocks_of
-
 __all__ = ["PrefixStates"]
 
 Key = tuple[str, ...]
 
 
 class PrefixStates:
-    """Runs a model on fixed batches of token ids [B, L], least recently used states dropped beyond `capacity` bytes.
+    """Runs a OneBitForCausalLM on fixed batches of token ids [B, L]; keeps at most `capacity` bytes of states.
 
-    `reused` counts the layers that were not run again.
+    Where that is too little for the states before every layer, only those before every second, third, ... are kept;
+    the least recently used make room. `reused` counts the layers that were not run again.
     """
 
     def __init__(self, model: Any, batches_BL: Sequence[Tensor], capacity: int) -> None:
         self.model = model
         self.batches_BL = batches_BL
-        self.capacity = capacity
         self.reused = 0
-        self._layers, self._norm = blocks_of(model)
+        self._layers = list(model.model.layers)
         self._states: OrderedDict[Key, list[Tensor]] = OrderedDict()
-        self._bytes = 0
+        tokens = sum(ids_BL.numel() for ids_BL in batches_BL)
+        self._room = capacity // (tokens * model.config.hidden_size * next(model.parameters()).element_size())
+        points = len(self._layers) + 1
+        self._stride = -(-points // self._room) if self._room else 0
 
     def logits(self, stages: Sequence[str]) -> Iterator[Tensor]:
         """Logits [B, L, V] of each batch. stages: what decides the embedding, then each layer, then the head."""
         keys = [tuple(stages[: i + 1]) for i in range(len(self._layers) + 1)]  # of what reaches layer i, or the norm
-        start = next((i for i in reversed(range(len(keys))) if keys[i] in self._states), None)
-        reached = 0 if start is None else start + 1
-        for key in keys[:reached]:
-            if key in self._states:
-                self._states.move_to_end(key)
-        known = None if start is None else self._states[keys[start]]
-        self.reused += start or 0
-        fresh: dict[Key, list[Tensor]] = {key: [] for key in keys[reached:]}
+        known = [i for i, key in enumerate(keys) if key in self._states]
+        for i in known:
+            self._states.move_to_end(keys[i])
+        start = known[-1] if known else 0
+        states = self._states[keys[start]] if known else None
+        self.reused += start
+        # Counted from the end, so that what only the head reads is always among them.
+        kept = range(len(self._layers), start if known else -1, -self._stride) if self._stride else ()
+        fresh: dict[int, list[Tensor]] = {i: [] for i in reversed(kept)}
+        while len(self._states) + len(fresh) > self._room and self._states:
+            self._states.popitem(last=False)
         for index, ids_BL in enumerate(self.batches_BL):
-            with (
-                self._beginning_at(start, None if known is None else known[index], keys, fresh),
-                torch.inference_mode(),
-            ):
+            state_BLC = None if states is None else states[index]
+            with self._beginning_at(start, state_BLC, fresh), torch.inference_mode():
                 yield self.model(input_ids=ids_BL, use_cache=False).logits
-        for key, states in fresh.items():
-            self._keep(key, states)
+        self._states.update((keys[i], found) for i, found in fresh.items())
 
     @contextmanager
-    def _beginning_at(
-        self, start: int | None, state_BLC: Tensor | None, keys: Sequence[Key], fresh: dict[Key, list[Tensor]]
-    ) -> Iterator[None]:
-        """The model without the layers before `start`; whatever reaches a later point is written down in `fresh`."""
-        first = start or 0
-        points = [*self._layers, self._norm]
+    def _beginning_at(self, start: int, state_BLC: Tensor | None, fresh: dict[int, list[Tensor]]) -> Iterator[None]:
+        """The model without the layers before `start`, given what reaches it; `fresh` gets what reaches others."""
+        points = [*self._layers, self.model.model.norm]
 
         def replace(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
             return (state_BLC, *args[1:])
 
-        def listen(key: Key) -> Any:
-            def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
-                fresh[key].append(args[0])
+        def listener(found: list[Tensor]) -> Any:
+            def listen(_module: nn.Module, args: tuple[Any, ...]) -> None:
+                found.append(args[0])
 
-            return hook
+            return listen
 
-        hooks = [points[i].register_forward_pre_hook(listen(key)) for i, key in enumerate(keys) if key in fresh]
+        hooks = [points[i].register_forward_pre_hook(listener(found)) for i, found in fresh.items()]
         if state_BLC is not None:
-            hooks.append(points[first].register_forward_pre_hook(replace))
-        owner, name = _owner_of_layers(self.model)
+            hooks.append(points[start].register_forward_pre_hook(replace))
         try:
-            setattr(owner, name, nn.ModuleList(self._layers[first:]))
+            self.model.model.layers = nn.ModuleList(self._layers[start:])
             yield
         finally:
-            setattr(owner, name, nn.ModuleList(self._layers))
+            self.model.model.layers = nn.ModuleList(self._layers)
             for hook in hooks:
                 hook.remove()
-
-    def _keep(self, key: Key, states: list[Tensor]) -> None:
-        size = sum(state.numel() * state.element_size() for state in states)
-        if size > self.capacity:
-            return
-        self._states[key] = states
-        self._bytes += size
-        while self._bytes > self.capacity:
-            _, dropped = self._states.popitem(last=False)
-            self._bytes -= sum(state.numel() * state.element_size() for state in dropped)
-
-
-def _owner_of_layers(model: Any) -> tuple[nn.Module, str]:
-    return (model.transformer, "h") if hasattr(model, "transformer") else (model.model, "layers")

@@ -14,21 +14,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onebit.formats.atomic import replacing
+from onebit.formats.atomic import beside, replacing
 from onebit.formats.export import config_json
 from onebit.models.bit_width_map import BUDGET_KEY, MAP_KEY
-from onebit.search.evaluator import Score
 from onebit.search.heal import Healed
 from onebit.search.pictures import draw_front, draw_layers
+from onebit.search.score import Score
 from onebit.search.settings import SearchSettings
 from onebit.search.trials import Trial, Trials
 
-__all__ = ["SearchResult", "pareto_front", "write_report"]
+__all__ = ["SearchResult", "pareto_front", "score_values", "write_json_report", "write_report"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchResult:
-    """How a search ended. float16_bytes: the file with every matrix at float16, which ratios refer to."""
+    """How a search ended. float16_bytes: the file with every matrix at float16, which ratios refer to. checkpoint: its
+    fingerprint."""
 
     settings: SearchSettings
     trials: Trials
@@ -38,7 +39,7 @@ class SearchResult:
     seconds: float
     interrupted: bool
     checkpoint: str
-    healed: Healed | None
+    healed: Healed | None = None
 
     @property
     def levels(self) -> dict[str, str]:
@@ -46,14 +47,22 @@ class SearchResult:
         return self.trials.space.map_of(self.best.choice)
 
     @property
+    def kept(self) -> Healed | None:
+        """The healed model, where healing did good and the model is accurate enough."""
+        healed, least = self.healed, self.settings.min_accuracy
+        if healed is None or healed.score.accuracy < least or healed.score.loss >= self.best.score.loss:
+            return None
+        return healed
+
+    @property
     def score(self) -> Score:
-        """Of the healed model where there is one."""
-        return self.best.score if self.healed is None else self.healed.score
+        """Of the healed model where it is kept."""
+        return self.best.score if self.kept is None else self.kept.score
 
     @property
     def size(self) -> int:
         """Bytes of the exported file."""
-        return self.best.size if self.healed is None else self.healed.size
+        return self.best.size if self.kept is None else self.kept.size
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON."""
@@ -61,12 +70,12 @@ class SearchResult:
         values: dict[str, Any] = {
             "config": config_json(self.config) | {"bit_width_map": self.levels},
             MAP_KEY: self.levels,
-            **_score(self.score),
+            **score_values(self.score),
             "size_mb": self.size / 1e6,
             "size_bytes": self.size,
             "compression_ratio": self.float16_bytes / self.size,
             "search_time_secs": round(self.seconds, 3),
-            "evaluations": len(self.trials.done) if not self.interrupted else self.trials.seen,
+            "evaluations": len(self.trials.done),
             "measured": self.trials.measured,
             "interrupted": self.interrupted,
             "max_size_mb": settings.max_size_mb,
@@ -86,14 +95,17 @@ class SearchResult:
                 "checkpoint": str(self.healed.folder),
                 "steps": settings.finetune_steps,
                 "data": settings.data,
-                "before": _score(self.best.score),
+                "kept": self.kept is not None,
+                "before": score_values(self.best.score),
+                "after": score_values(self.healed.score),
             }
         return values
 
 
-def _score(score: Score) -> dict[str, float]:
-    perplexity = math.exp(score.loss) if score.loss < 709 else float("inf")
-    return {"loss": score.loss, "perplexity": perplexity, "accuracy": score.accuracy}
+def score_values(score: Score) -> dict[str, float | None]:
+    """Of a score as JSON has it, which knows no infinity."""
+    loss = score.loss if math.isfinite(score.loss) else None
+    return {"loss": loss, "perplexity": score.perplexity, "accuracy": score.accuracy}
 
 
 def pareto_front(trials: Iterable[Trial]) -> list[Trial]:
@@ -106,28 +118,26 @@ def pareto_front(trials: Iterable[Trial]) -> list[Trial]:
 
 
 def write_report(result: SearchResult) -> None:
-    """Write the JSON to --output, and pareto.csv, pareto.png and layers.png beside the cache."""
+    """Write the JSON to --output; pareto.csv, and with matplotlib pareto.png and layers.png, to its folder."""
     settings, trials = result.settings, result.trials
-    with replacing(settings.output) as out:
-        out.write((json.dumps(_finite(result.to_dict()), indent=2) + "\n").encode())
+    write_json_report(result)
     front = pareto_front(trials.done.values())
     _write_csv(settings.folder / "pareto.csv", front, trials)
     draw_front(settings.folder / "pareto.png", front, result.best, trials)
     draw_layers(settings.folder / "layers.png", result.best.choice, trials.space)
 
 
+def write_json_report(result: SearchResult) -> None:
+    """Write the JSON to --output."""
+    with replacing(result.settings.output) as out:
+        out.write((json.dumps(result.to_dict(), indent=2, allow_nan=False) + "\n").encode())
+
+
 def _write_csv(path: Path, front: list[Trial], trials: Trials) -> None:
     space = trials.space
-    with path.open("w", encoding="utf-8", newline="") as out:
+    with beside(path) as file, file.open("w", encoding="utf-8", newline="") as out:
         writer = csv.writer(out)
         writer.writerow(["size_bytes", "loss", "accuracy", *(unit.name for unit in space.units)])
         for trial in front:
             levels = [space.levels[index] for index in trial.choice]
             writer.writerow([trial.size, trial.score.loss, trial.score.accuracy, *levels])
-
-
-def _finite(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no infinity: null."""
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
-    }

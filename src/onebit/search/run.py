@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 
+from onebit import __version__
 from onebit.errors import ConfigError, OnebitError
 from onebit.models.bit_width_map import apply_bit_width_map
 from onebit.search.cache import ScoreCache
 from onebit.search.curvature import curvature_of
-from onebit.search.evaluator import Evaluator, Score
-from onebit.search.heal import Healed, heal, healing_record
+from onebit.search.evaluator import Evaluator
+from onebit.search.heal import heal, healing_record
 from onebit.search.opening import (
     checkpoint_fingerprint,
     checkpoint_folder,
@@ -24,8 +26,9 @@ from onebit.search.opening import (
     texts_beside,
 )
 from onebit.search.progress import SearchProgress
-from onebit.search.report import SearchResult, write_report
+from onebit.search.report import SearchResult, write_json_report, write_report
 from onebit.search.runners import InProcess, LocalProcesses, RayActors
+from onebit.search.score import Score
 from onebit.search.settings import EvaluationSettings, SearchSettings
 from onebit.search.space import LEVELS, Space, open_space
 from onebit.search.trials import Budget, Exhausted, Runner, Strategy, Trials
@@ -46,23 +49,50 @@ def search(settings: SearchSettings) -> SearchResult:
     began = time.monotonic()
     torch.set_num_threads(settings.threads)
     model = open_model(settings)
-    data = open_data(settings, model)
     texts = texts_beside(settings)
     if settings.finetune_steps:
         texts["manifest"] = {**(texts["manifest"] or {}), **healing_record(settings)}
     space = open_space(model, levels=settings.levels, grouping=settings.units, **texts)
-    float16 = open_space(model, levels=LEVELS, grouping=settings.units, **texts)
     budget = Budget(
         max_bytes=_bytes_of(settings.max_size_mb),
         min_accuracy=settings.min_accuracy,
         max_evaluations=settings.max_evaluations,
     )
-    progress = SearchProgress(settings)
     refuse_impossible(space, budget)
+    fingerprint = checkpoint_fingerprint(checkpoint_folder(settings))
+    trials, interrupted = _explored(settings, model, space, budget, fingerprint)
+    if trials.best is None:
+        raise KeyboardInterrupt if interrupted else _nothing_found(trials)
+    float16 = open_space(model, levels=LEVELS, grouping=settings.units, **texts)
+    result = SearchResult(
+        settings=settings,
+        trials=trials,
+        best=trials.best,
+        config=model.config,
+        float16_bytes=float16.size(float16.uniform("float16")),
+        seconds=time.monotonic() - began,
+        interrupted=interrupted,
+        checkpoint=fingerprint,
+    )
+    write_report(result)
+    if not settings.finetune_steps or interrupted:
+        return result
+    healed = heal(settings, fingerprint, result.levels, budget.max_bytes)
+    result = replace(result, healed=healed, interrupted=healed is None, seconds=time.monotonic() - began)
+    write_json_report(result)
+    return result
+
+
+def _explored(
+    settings: SearchSettings, model: Any, space: Space, budget: Budget, fingerprint: str
+) -> tuple[Trials, bool]:
+    """What the strategy measured, and whether Ctrl-C ended it."""
+    data = open_data(settings, model)
     settings.folder.mkdir(exist_ok=True)
     settings.cache.mkdir(parents=True, exist_ok=True)
-    fingerprint = checkpoint_fingerprint(checkpoint_folder(settings))
-    cache = ScoreCache(settings.cache / _CACHE, fingerprint, data.fingerprint, settings.device)
+    # Another version may compute other losses.
+    cache = ScoreCache(settings.cache / _CACHE, fingerprint, data.fingerprint, settings.device, __version__)
+    progress = SearchProgress(settings)
     runner = open_runner(settings, model, data)
     trials = Trials(
         space,
@@ -73,34 +103,15 @@ def search(settings: SearchSettings) -> SearchResult:
         curvature=curvature_of(model, data, space),
         listener=progress,
     )
-    interrupted = False
-    with progress:
-        try:
+    try:
+        with progress:
             _explore(trials, strategy_of(settings.strategy))
-        except KeyboardInterrupt:
-            interrupted = True
-        finally:
-            runner.close()
-            cache.close()
-    best = trials.best
-    if best is None:
-        raise _nothing_found(trials, interrupted)
-    healed: Healed | None = None
-    if settings.finetune_steps and not interrupted:
-        healed = heal(settings, space.map_of(best.choice), budget.max_bytes)
-    result = SearchResult(
-        settings=settings,
-        trials=trials,
-        best=best,
-        config=model.config,
-        float16_bytes=float16.size(float16.uniform("float16")),
-        seconds=time.monotonic() - began,
-        interrupted=interrupted,
-        checkpoint=fingerprint,
-        healed=healed,
-    )
-    write_report(result)
-    return result
+    except KeyboardInterrupt:
+        return trials, True
+    finally:
+        runner.close()
+        cache.close()
+    return trials, False
 
 
 def evaluate_map(settings: EvaluationSettings, levels: dict[str, str]) -> tuple[Score, int]:
@@ -118,7 +129,10 @@ def _expanded(model: Any, levels: dict[str, str]) -> dict[str, str]:
     apply_bit_width_map(model, levels)
     found = {name: model.config.level(name) for name in model.config.module_names()}
     if missing := [name for name, level in found.items() if level is None]:
-        raise ConfigError(f"the map gives no level to {len(missing)} matrices ({', '.join(missing[:3])}, ...)")
+        raise ConfigError(
+            f"the map gives no level to {len(missing)} matrices ({', '.join(missing[:3])}, ...); give each, or a "
+            f"pattern of their names, one of {', '.join(LEVELS)}"
+        )
     return found
 
 
@@ -138,7 +152,7 @@ def open_runner(settings: SearchSettings, model: Any, data: Any) -> Runner:
         return RayActors(settings.address, settings.workers, settings.threads, model, data)
     if settings.workers > 1:
         told = {name: getattr(settings, name) for name in EvaluationSettings.__dataclass_fields__}
-        return LocalProcesses(partial(open_evaluator, EvaluationSettings(**told)), settings.workers, settings.threads)
+        return LocalProcesses(partial(open_evaluator, EvaluationSettings(**told)), settings.workers)
     return InProcess(Evaluator(model, data))
 
 
@@ -170,10 +184,8 @@ def _explore(trials: Trials, strategy: Strategy) -> None:
         pass
 
 
-def _nothing_found(trials: Trials, interrupted: bool) -> OnebitError:
+def _nothing_found(trials: Trials) -> OnebitError:
     fitting = [trial for trial in trials.done.values() if trials.fits(trial.choice)]
-    if interrupted or not fitting:
-        return OnebitError("the search was stopped before it had measured a map that fits; start it again to go on")
     best = max(fitting, key=lambda trial: trial.score.accuracy)
     reached = f"the best has {best.score.accuracy:.4f} at {best.size / 1e6:.4f} MB"
     return OnebitError(

@@ -7,23 +7,26 @@ lost worker had not finished is measured again.
 from __future__ import annotations
 
 import importlib
+import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from onebit.errors import ConfigError, OnebitError
-from onebit.search.evaluator import Evaluator, Score
-from onebit.search.space import Levels
+from onebit.search.score import Score
+
+if TYPE_CHECKING:
+    from onebit.search.evaluator import Evaluator
+    from onebit.search.space import Levels
 
 __all__ = ["InProcess", "LocalProcesses", "RayActors"]
 
-OpenEvaluator = Callable[[], Evaluator]
-_ATTEMPTS = 3  # pools in a row that broke without finishing anything
+_START = "spawn"  # a process that runs threads, as torch does, must not be forked
+_ATTEMPTS = 3  # losses of a worker in a row that are taken for chance
 
 
 class InProcess:
@@ -43,9 +46,8 @@ class InProcess:
 class LocalProcesses:
     """`workers` processes, each with the evaluator that `open_evaluator` makes there."""
 
-    def __init__(self, open_evaluator: OpenEvaluator, workers: int, threads: int) -> None:
-        self._arguments = (open_evaluator, threads)
-        self._workers = workers
+    def __init__(self, open_evaluator: Callable[[], Evaluator], workers: int) -> None:
+        self._open_evaluator, self._workers = open_evaluator, workers
         self._pool = self._start()
 
     def scores(self, maps: Sequence[Levels]) -> Iterator[tuple[int, Score]]:
@@ -68,22 +70,37 @@ class LocalProcesses:
                 self._pool = self._start()
 
     def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """End the workers, whatever they are at."""
+        workers = list((self._pool._processes or {}).values())  # Python 3.14 has terminate_workers for it
+        for worker in workers:
+            worker.terminate()
+        self._pool.shutdown(cancel_futures=True)
 
     def _start(self) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(
-            self._workers, mp_context=get_context("spawn"), initializer=_open, initargs=self._arguments
+            self._workers,
+            mp_context=multiprocessing.get_context(_START),
+            initializer=_open,
+            initargs=(self._open_evaluator,),
         )
 
 
 _evaluator: Evaluator | None = None  # of a worker process
 
 
-def _open(open_evaluator: OpenEvaluator, threads: int) -> None:
+def _open(open_evaluator: Callable[[], Evaluator]) -> None:
     global _evaluator
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the search, which ends its workers
-    torch.set_num_threads(threads)
+    threading.Thread(target=_end_with_search, daemon=True).start()
     _evaluator = open_evaluator()
+
+
+def _end_with_search() -> None:
+    """A search that is killed cannot end its workers; they would wait for work for ever."""
+    search = multiprocessing.parent_process()
+    assert search is not None  # this is a worker
+    search.join()
+    os._exit(1)
 
 
 def _score(levels: Levels) -> Score:
@@ -94,7 +111,9 @@ def _score(levels: Levels) -> Score:
 class RayActors:
     """`workers` actors on the Ray cluster at `address` ("local" starts one here).
 
-    model, data: what `Evaluator` takes, sent through Ray's object store, so that no node needs the checkpoint's folder.
+    model, data: what `Evaluator` takes, sent through Ray's object store, so that no node needs the checkpoint's folder;
+    onebit itself must be installed on every node. An actor gets maps once it is up, so that a cluster with room for
+    fewer of them, or one that is growing, works with those it has.
     """
 
     def __init__(self, address: str, workers: int, threads: int, model: Any, data: Any) -> None:
@@ -102,35 +121,70 @@ class RayActors:
             self._ray: Any = importlib.import_module("ray")
         except ModuleNotFoundError:
             raise ConfigError("--address needs Ray, which is not installed: pip install ray") from None
-        self._ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
-        job = self._ray.put((model, data))
-        # A lost actor is started again, and its task with it.
-        actor = self._ray.remote(num_cpus=threads, max_restarts=-1, max_task_retries=-1)(_Actor)
-        self._actors = [actor.remote(job, threads) for _ in range(workers)]
+        self._connect(address)
+        device = next(model.parameters()).device
+        self._job = self._ray.put((model.cpu(), data))  # kept: an actor that starts again asks for it again
+        model.to(device)
+        needs = {"num_cpus": threads, "num_gpus": int(device.type == "cuda")}
+        # A lost actor is started again, elsewhere if need be, and its task with it.
+        kind = self._ray.remote(**needs, max_restarts=-1, max_task_retries=_ATTEMPTS)(_Actor)
+        actors = [kind.remote(self._job, threads, device.type) for _ in range(workers)]
+        self._starting = {actor.ready.remote(): actor for actor in actors}
+        self._free: list[Any] = []
 
     def scores(self, maps: Sequence[Levels]) -> Iterator[tuple[int, Score]]:
         waiting = list(enumerate(maps))[::-1]
         running: dict[Any, tuple[int, Any]] = {}
-        free = list(self._actors)
         while waiting or running:
-            while waiting and free:
+            while waiting and self._free:
                 index, levels = waiting.pop()
-                actor = free.pop()
+                actor = self._free.pop()
                 running[actor.score.remote(levels)] = (index, actor)
-            done, _ = self._ray.wait(list(running), num_returns=1)
+            done, _ = self._ray.wait([*running, *(self._starting if waiting else ())], num_returns=1)
             for reference in done:
-                index, actor = running.pop(reference)
-                free.append(actor)
-                yield index, self._ray.get(reference)
+                result = self._result(reference)
+                if reference in self._starting:
+                    self._free.append(self._starting.pop(reference))
+                else:
+                    index, actor = running.pop(reference)
+                    self._free.append(actor)
+                    yield index, result
 
     def close(self) -> None:
         self._ray.shutdown()
 
+    def _connect(self, address: str) -> None:
+        here: dict[str, Any] = {}
+        if address == "local":
+            here = {"include_dashboard": False}
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent that was not asked for
+        try:
+            self._ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, **here)
+        except (ConnectionError, ValueError) as error:
+            raise ConfigError(f"--address {address}: {error}") from None
+
+    def _result(self, reference: Any) -> Any:
+        try:
+            return self._ray.get(reference)
+        except self._ray.exceptions.RayActorError as error:
+            raise OnebitError(
+                f"a Ray actor was lost {_ATTEMPTS + 1} times over the same evaluation ({error}); it may lack memory: "
+                "give fewer --workers or --max-tokens"
+            ) from None
+
 
 class _Actor:
-    def __init__(self, job: tuple[Any, Any], threads: int) -> None:
+    def __init__(self, job: tuple[Any, Any], threads: int, device: str) -> None:
+        import torch
+
+        from onebit.search.evaluator import Evaluator
+
         torch.set_num_threads(threads)
-        self._evaluator = Evaluator(*job)
+        model, data = job
+        self._evaluator = Evaluator(model.to(device), data)
+
+    def ready(self) -> None:
+        """Answers once the actor is up."""
 
     def score(self, levels: Levels) -> Score:
         return self._evaluator.score(levels)

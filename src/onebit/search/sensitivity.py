@@ -7,12 +7,13 @@ knapsack may only move a few units away from it. It ends when a whole round find
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from onebit.search.knapsack import best_choice
 from onebit.search.space import Choice
 from onebit.search.surrogate import Surrogate, measure_around
-from onebit.search.trials import Trial, Trials
+from onebit.search.trials import Trials
 
 __all__ = ["first_base", "sensitivity"]
 
@@ -23,22 +24,19 @@ _SHARE = 0.6  # of the evaluations left: the rest is for answers
 
 def sensitivity(trials: Trials) -> None:
     """Search `trials.space`; ends by itself, or with Exhausted."""
-    base = first_base(trials)
-    surrogate = measure_around(trials, base, _SHARE)
-    solved = _solve(trials, surrogate, None)
-    while True:
-        before = trials.best
-        centre = _centre(trials, solved)
-        surrogate = measure_around(trials, centre, _SHARE)
-        solved = _solve(trials, surrogate, (centre, _REACH))
-        if trials.best is before or trials.best is None:
-            return
+    _solve(trials, measure_around(trials, first_base(trials), _SHARE), None)
+    before = None
+    while trials.leader is not before:
+        before = trials.leader
+        assert before is not None  # the first choice of all fits
+        surrogate = measure_around(trials, before.choice, _SHARE)
+        _solve(trials, surrogate, (before.choice, _REACH))
 
 
 def first_base(trials: Trials) -> Choice:
-    """Every unit at its finest level, once the largest uniform choice that fits has been measured.
+    """Every unit at its finest level, once the largest uniform choice that fits, or the smallest of all, is measured.
 
-    So there is an answer from the first evaluation on.
+    So there is a leader from the first evaluation on.
     """
     space = trials.space
     fitting = [space.uniform(level) for level in space.levels if trials.fits(space.uniform(level))]
@@ -46,26 +44,16 @@ def first_base(trials: Trials) -> Choice:
     return space.uniform(space.levels[-1])
 
 
-def _centre(trials: Trials, solved: Trial | None) -> Choice:
-    chosen = trials.best or solved
-    return trials.space.smallest if chosen is None else chosen.choice
-
-
-def _solve(trials: Trials, surrogate: Surrogate, near: tuple[Choice, int] | None) -> Trial | None:
-    """Measure the knapsack's answers until several in a row are no better; the best of them."""
-    best: Trial | None = None
-    misses = 0
+def _solve(trials: Trials, surrogate: Surrogate, near: tuple[Choice, int] | None) -> None:
+    """Measure the knapsack's answers until several in a row are no better than the best of them."""
+    best, misses = math.inf, 0
     for choice in _answers(trials, surrogate, near):
-        trials.evaluate([choice])
-        found = trials.done[choice]
-        if best is None or found.score.loss < best.score.loss:
-            best, misses = found, 0
-        else:
-            misses += 1
+        loss = trials.evaluate([choice])[0].loss
+        misses = 0 if loss < best else misses + 1
+        best = min(best, loss)
         if misses >= _PATIENCE:
-            break
+            return
         surrogate.refit(trials.done.values())
-    return best
 
 
 def _answers(trials: Trials, surrogate: Surrogate, near: tuple[Choice, int] | None) -> Iterator[Choice]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from onebit.errors import ConfigError, nearest_name
 from onebit.search.space import LEVELS, Grouping, check_levels
@@ -48,10 +49,10 @@ class SearchSettings(EvaluationSettings):
     healing needs.
     """
 
-    output: Path
+    output: Path = Path("search_result.json")
     max_size_mb: float | None = None
     min_accuracy: float = 0.0
-    max_evaluations: int = 500
+    max_evaluations: int = 1000
     strategy: str = "sensitivity"
     levels: tuple[str, ...] = LEVELS
     units: Grouping = "matrix"
@@ -79,6 +80,10 @@ class SearchSettings(EvaluationSettings):
                 f"--strategy is '{self.strategy}', expected one of {', '.join(STRATEGIES)}"
                 f"{nearest_name(self.strategy, STRATEGIES)}"
             )
+        if self.units not in get_args(Grouping):
+            raise ConfigError(f"--units is {self.units!r}, expected one of {', '.join(get_args(Grouping))}")
+        if not self.finetune_lr > 0:
+            raise ConfigError(f"--finetune-lr is {self.finetune_lr}; it must be a positive number")
         if self.finetune_steps and self.data is None:
             raise ConfigError("--finetune-steps trains the chosen map: give the text to train on with --data")
         if not self.output.parent.is_dir():

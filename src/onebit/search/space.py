@@ -19,7 +19,7 @@ from onebit.formats.export_tensors import check_choices, geometry_of, is_matrix
 from onebit.formats.layout import Geometry, Layout, align
 from onebit.formats.onebit_writer import json_bytes, meta_bytes
 from onebit.formats.records import SECTION_BYTES
-from onebit.models.bit_width_map import level_settings
+from onebit.models.bit_width_map import at_level
 from onebit.models.config import OneBitConfig
 
 __all__ = ["LEVELS", "Choice", "Grouping", "Levels", "Space", "Unit", "check_levels", "open_space"]
@@ -67,10 +67,11 @@ class Space:
         """The choice that a map makes; ConfigError when it is not one of this space."""
         choice = []
         for unit in self.units:
-            found = {levels.get(name) for name in unit.modules}
-            level = next(iter(found))
+            found = list(dict.fromkeys(levels.get(name) for name in unit.modules))
+            level = found[0]
             if len(found) > 1 or level not in self.levels:
-                raise ConfigError(f"the map gives {unit.name} {found}, expected one of {', '.join(self.levels)}")
+                told = " and ".join(map(str, found))
+                raise ConfigError(f"the map gives {unit.name} {told}, expected one of {', '.join(self.levels)}")
             choice.append(self.levels.index(level))
         return tuple(choice)
 
@@ -145,7 +146,8 @@ def open_space(
         else:
             others.append(Geometry(plan.rows, plan.cols, Layout.FLOAT32))
     choices = check_choices(pack_mode if pack_mode == "ternary5" else None, "run", None, None)
-    geometries = {level: {plan.name: _geometry(plan, level, config, choices) for plan in matrices} for level in levels}
+    configs = {level: at_level(config, level) for level in levels}
+    geometries = {level: {p.name: _geometry(p, configs[level], choices) for p in matrices} for level in levels}
     units = [
         Unit(
             name,
@@ -160,8 +162,8 @@ def open_space(
     return Space(levels, tuple(units), meta + len(json_bytes(rest)), sum(geometry.file_bytes for geometry in others))
 
 
-def _geometry(plan: TensorPlan, level: str, config: OneBitConfig, choices: Any) -> Geometry:
-    spec, _ = level_settings(config, _module_of(plan), level)
+def _geometry(plan: TensorPlan, config: OneBitConfig, choices: Any) -> Geometry:
+    spec = config.weight_quantizer(_module_of(plan))
     assert spec is not None  # float32 is not among the levels
     return geometry_of(plan.rows, plan.cols, spec, choices)
 

@@ -21,6 +21,7 @@ __all__ = ["Surrogate", "changed", "measure_around"]
 
 _RELATIVE_ERROR = 0.2  # of a term; more lets few choices bend many terms (0.5 predicted unseen choices worse)
 _NOISE = 1e-3  # nats: the least that is taken for what a sum of terms cannot follow
+_WORST = 20.0  # nats: a loss above says no more, and next to it a solver would not see small ones
 
 
 def changed(choice: Choice, unit: int, level: int) -> Choice:
@@ -71,7 +72,7 @@ def measure_around(trials: Trials, base: Choice, share: float = 1.0) -> Surrogat
     second-order estimate; the largest estimates are measured first.
     """
     space = trials.space
-    loss = trials.evaluate([base])[0].loss
+    loss = min(trials.evaluate([base])[0].loss, _WORST)
     singles = [
         (unit, level)
         for unit in reversed(range(len(space.units)))
@@ -85,17 +86,17 @@ def measure_around(trials: Trials, base: Choice, share: float = 1.0) -> Surrogat
         estimate_UL = np.zeros((len(space.units), len(space.levels)))
         if trials.curvature is not None:
             estimate_UL = trials.curvature(base)
-        worth = sorted(singles, key=lambda single: (-abs(estimate_UL[single]), single))[:room]
-        asked = [single for single in singles if single in set(worth)]
+        worth = set(sorted(singles, key=lambda single: (-abs(estimate_UL[single]), single))[:room])
+        asked = [single for single in singles if single in worth]
     scores = trials.evaluate([changed(base, unit, level) for unit, level in asked])
+    added = [min(score.loss, _WORST) - loss for score in scores]
     cost_UL = np.zeros((len(space.units), len(space.levels)))
     if estimate_UL is not None:
-        measured = np.array([score.loss - loss for score in scores])
         estimated = np.array([estimate_UL[single] for single in asked])
         right = estimated > 0
-        ratio = float(np.median(measured[right] / estimated[right])) if right.any() else 1.0
+        ratio = float(np.median(np.array(added)[right] / estimated[right])) if right.any() else 1.0
         cost_UL = estimate_UL * ratio
-    for (unit, level), score in zip(asked, scores, strict=True):
-        cost_UL[unit, level] = score.loss - loss
+    for single, cost in zip(asked, added, strict=True):
+        cost_UL[single] = cost
     cost_UL[np.arange(len(base)), list(base)] = 0.0
     return Surrogate(base, loss, cost_UL)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onebit.search.cache import ScoreCache
-from onebit.search.evaluator import Score
+from onebit.search.score import Score
 from onebit.search.space import Choice, Levels, Space
 
 __all__ = ["Budget", "Exhausted", "Runner", "Strategy", "Trial", "Trials"]
@@ -56,6 +56,9 @@ class Trial:
 class Trials:
     """Measured choices of one search.
 
+    `leader` is what strategies go on from: of the trials that fit, those that are accurate enough before others, the
+    one of least loss. `best` is what a search may answer with.
+
     curvature: the second-order estimate of what each level of each unit adds to the loss of a choice, [U, L].
     listener: called after each new choice.
     """
@@ -76,8 +79,13 @@ class Trials:
         self.done: dict[Choice, Trial] = {}
         self.seen = 0  # choices that have a score, those of an unfinished request included
         self.measured = 0  # of these, not found in the cache
-        self.best: Trial | None = None
+        self.leader: Trial | None = None
         self._runner, self._cache, self._listener = runner, cache, listener
+
+    @property
+    def best(self) -> Trial | None:
+        """The trial of least loss that keeps the whole budget; None when no trial does."""
+        return self.leader if self.leader is not None and self._is_accurate(self.leader) else None
 
     @property
     def left(self) -> float:
@@ -102,12 +110,14 @@ class Trials:
             else:
                 found[choice] = self._seen(choice, score)
         maps = [self.space.map_of(choice) for choice in missing]
-        for index, score in self._runner.scores(maps) if maps else ():
-            self._cache.put(maps[index], score)
-            self.measured += 1
-            found[missing[index]] = self._seen(missing[index], score)
-        # In the order of asking, whatever the order of coming: what a strategy makes of it must not depend on workers.
-        self.done.update((choice, found[choice]) for choice in allowed)
+        try:
+            for index, score in self._runner.scores(maps) if maps else ():
+                self._cache.put(maps[index], score)
+                self.measured += 1
+                found[missing[index]] = self._seen(missing[index], score)
+        finally:  # also what an interrupted request had got, for the report
+            # In the order of asking, whatever the order of coming: what a strategy does must not depend on workers.
+            self.done.update((choice, found[choice]) for choice in allowed if choice in found)
         if len(allowed) < len(fresh):
             raise Exhausted
         return [self.done[choice].score for choice in choices]
@@ -115,15 +125,16 @@ class Trials:
     def _seen(self, choice: Choice, score: Score) -> Trial:
         trial = Trial(choice, self.space.size(choice), score)
         self.seen += 1
-        keeps = self.fits(choice) and score.accuracy >= self.budget.min_accuracy
-        if keeps and (self.best is None or _rank(trial) < _rank(self.best)):
-            self.best = trial
+        if self.fits(choice) and (self.leader is None or self._rank(trial) < self._rank(self.leader)):
+            self.leader = trial
         self._listener(self)
         return trial
 
+    def _rank(self, trial: Trial) -> tuple[bool, float, int, Choice]:
+        return not self._is_accurate(trial), trial.score.loss, trial.size, trial.choice
 
-def _rank(trial: Trial) -> tuple[float, int, Choice]:
-    return trial.score.loss, trial.size, trial.choice
+    def _is_accurate(self, trial: Trial) -> bool:
+        return trial.score.accuracy >= self.budget.min_accuracy
 
 
 Strategy = Callable[[Trials], None]

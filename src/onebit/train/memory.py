@@ -40,6 +40,7 @@ _STEP = 4  # torch's AdamW counts the steps of each tensor in a float32
 # bitsandbytes: two uint8 moments with a float32 scale for each block; small tensors keep float32 moments, and so does,
 # by transformers' Trainer, the embedding.
 _MOMENTS_BLOCK, _MOMENTS_SMALLEST = 256, 4096
+_GROUP_SCALE = 2  # float16, as exported
 _MATRIX_STATE = 8 + 4  # a matrix's number of deposits, int64, and mean magnitude
 
 
@@ -48,7 +49,8 @@ class Parameters:
     """The parameters of a model: shapes (outputs, inputs) of the matrices that are quantised, sizes of the others.
 
     ordinary: norms, biases, float layers; embeddings: the table of tokens; head: empty when it is tied to the table.
-    buffers: bytes that are not trained. scales: of each matrix in pure training; empty is one a matrix.
+    buffers: bytes that are not trained. scales: of each matrix in pure training, how many are trained and how many more
+    are kept for groups; empty is one a matrix.
     """
 
     matrices: tuple[tuple[int, int], ...]
@@ -56,7 +58,7 @@ class Parameters:
     embeddings: tuple[int, ...]
     head: tuple[int, ...]
     buffers: int = 0
-    scales: tuple[int, ...] = ()
+    scales: tuple[tuple[int, int], ...] = ()
 
     @property
     def weights(self) -> int:
@@ -167,7 +169,7 @@ def memory_of(
         method = method_named(method)
     frozen = method.kind == "lora"
     if method.kind == "pure":
-        scales = parameters.scales or (1,) * len(parameters.matrices)
+        scales = parameters.scales or ((1, 0),) * len(parameters.matrices)
         shapes = zip(parameters.matrices, scales, strict=True)
         kind = accumulation if accumulate else "deposit"
         matrices = _sum(_pure(shape, count, method, codes, kind) for shape, count in shapes)
@@ -215,14 +217,17 @@ def _eight_bit_moments(size: int, is_table: bool) -> int:
     return 2 * (size + FLOAT32 * -(-size // _MOMENTS_BLOCK))
 
 
-def _pure(shape: tuple[int, int], scales: int, method: Method, codes: Codes, accumulation: Accumulation) -> Bytes:
-    """One matrix: packed codes and their trained scales, counters, a normaliser of a float32 a row and column."""
+def _pure(
+    shape: tuple[int, int], scales: tuple[int, int], method: Method, codes: Codes, accumulation: Accumulation
+) -> Bytes:
+    """One matrix: packed codes and their scales, counters, a normaliser of a float32 a row and column."""
     rows, cols = shape
-    scale = _float((scales,), Method("scale", "float", "float32"), trained=True)
+    trained, of_groups = scales
+    scale = _float((trained,), Method("scale", "float", "float32"), trained=True)
     # Counters that forget are packed as ternary codes: what they hold matters within a step.
     a_row = {"int8": cols, "int4": -(-cols // 2), "none": -(-cols // 4)}[method.counter]
     return Bytes(
-        weights=rows * -(-cols // _CODES_A_BYTE[codes]) + scale.weights,
+        weights=rows * -(-cols // _CODES_A_BYTE[codes]) + scale.weights + _GROUP_SCALE * of_groups,
         gradients=scale.gradients,
         optimizer=FLOAT32 * (rows + cols) + _MATRIX_STATE + scale.optimizer,
         counters=rows * a_row,
@@ -236,8 +241,8 @@ def _gradient_sum(rows: int, cols: int, accumulation: Accumulation) -> int:
     if accumulation == "bfloat16":
         return BFLOAT16 * rows * cols
     blocks = rows * -(-cols // SUM_BLOCK)
-    # Beside a bfloat16 scale for each block what gradients are divided by first, and whether they are finite.
-    return blocks * (SUM_BLOCK + BFLOAT16) + FLOAT32 * (rows + cols) + 1
+    # Beside a bfloat16 scale for each block what columns are divided by first.
+    return blocks * (SUM_BLOCK + BFLOAT16) + FLOAT32 * cols
 
 
 def _sum(parts: Iterable[Bytes]) -> Bytes:

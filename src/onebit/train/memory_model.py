@@ -225,8 +225,9 @@ def _coded_layers(model: Any) -> Iterator[BitLinear]:
                 yield module
 
 
-def _scales(layer: BitLinear) -> int:
+def _scales(layer: BitLinear) -> tuple[int, int]:
     spec = layer.quantized_spec()
     if spec.granularity == "per_tensor":
-        return 1
-    return layer.out_features * (1 if spec.group_size is None else -(-layer.in_features // spec.group_size))
+        return 1, 0
+    groups = 0 if spec.group_size is None else -(-layer.in_features // spec.group_size)
+    return layer.out_features, layer.out_features * groups

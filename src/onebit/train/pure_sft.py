@@ -41,8 +41,9 @@ class PureSftTrainer(TernarySftTrainer):
                 f"'{settings.model_name_or_path}' fixes its share of zeros (weight_sparsity_threshold), which --pure "
                 "cannot: codes move one by one; drop --pure, or train a model without that field"
             )
-        kind: Any = settings.pure_counter
-        replace_bitlinear_with_pure1bit_linear(model, kind)
+        counter: Any = settings.pure_counter
+        accumulation: Any = settings.pure_accumulation
+        replace_bitlinear_with_pure1bit_linear(model, counter)
         if take_over_sharding(args):  # FSDP cuts parameters, and codes are none; what is float stays whole, under DDP
             shard_pure_weights(model)
         self.latents = torch.bfloat16 if settings.dtype == "bfloat16" else torch.float32
@@ -55,6 +56,7 @@ class PureSftTrainer(TernarySftTrainer):
             weight_decay=args.weight_decay,
             seed=settings.seed,
             gradient_accumulation_steps=args.gradient_accumulation_steps,
+            accumulation=accumulation,
         )
         if args.ddp_broadcast_buffers is None:
             args.ddp_broadcast_buffers = False  # codes and counters are alike already, and large
@@ -117,10 +119,11 @@ def say_rates(trainer: PureSftTrainer, progress: ProgressLines) -> None:
     """Tell both rates, and warn where the noise of rounding would drown the gradients."""
     weights = pure_weights(trainer.model).values()  # type: ignore[arg-type]
     etas = [float(trainer.pure_optimizer.eta(weight)) for weight in weights]
-    counter = next(iter(weights)).counter
+    counter, batches = next(iter(weights)).counter, trainer.args.gradient_accumulation_steps
     progress.say(
         f"pure training of {len(etas)} matrices with {counter.name} counters: learning rate "
         f"{trainer.args.learning_rate:g} for what is float, eta {min(etas):.3g} to {max(etas):.3g} for codes"
+        + (f"; {batches} batches a step, summed in {trainer.pure_optimizer.accumulation}" if batches > 1 else "")
     )
     if counter.remembers and max(etas) * counter.threshold < 0.5:
         progress.say(

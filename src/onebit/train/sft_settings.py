@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 from onebit.errors import ConfigError, nearest_name
 from onebit.optim import LambdaShape
+from onebit.optim.pure1bit_optimizer import DEFAULT_ACCUMULATION, Accumulation
 from onebit.quant import ActivationQuantizer, Granularity, QuantizerName
 from onebit.quant.counters import CounterName
 from onebit.train.settings import Device, Tracker
@@ -57,9 +58,9 @@ class SftSettings:
     `onebit train` made, {module: level} or a file of `onebit search`. calibration_rows: so many rows choose
     codes and scales at the start, instead of rounding. use_peft: train adapters over the frozen ternary model and merge
     them at the end (`lora`); lora_*: as there. pure: train codes and counters instead of latents (`pure_sft`), without
-    a warm-up; pure_counter, pure_eta: as `create_pure1bit_optimizer`; pure_flip_budget: as `eta_from_flip_budget`, with
-    the run's own schedule. max_steps None: num_train_epochs decides. trl:
-    further fields of TRL's SFTConfig.
+    a warm-up; pure_counter: as `replace_linear_with_pure1bit_linear`; pure_accumulation, pure_eta: as
+    `create_pure1bit_optimizer`; pure_flip_budget: as `eta_from_flip_budget`, with the run's own schedule. max_steps
+    None: num_train_epochs decides. trl: further fields of TRL's SFTConfig.
 
     Raises:
         ConfigError: a value that cannot work, named as the flag is.
@@ -94,6 +95,7 @@ class SftSettings:
     lora_form: str = "inside"
     pure: bool = False
     pure_counter: str = "int8"
+    pure_accumulation: str = DEFAULT_ACCUMULATION
     pure_eta: float | None = None
     pure_flip_budget: float | None = None
     lambda_warmup_frac: float = 0.4
@@ -187,8 +189,8 @@ class SftSettings:
         return plain
 
     def _check_pure(self) -> None:
-        known = get_args(CounterName)
-        self._check("pure_counter", self.pure_counter in known, f"one of {', '.join(known)}")
+        for name, known in (("pure_counter", get_args(CounterName)), ("pure_accumulation", get_args(Accumulation))):
+            self._check(name, getattr(self, name) in known, f"one of {', '.join(known)}")
         self._check("pure_eta", self.pure_eta is None or self.pure_eta > 0, "a positive number")
         self._check("pure_flip_budget", self.pure_flip_budget is None or self.pure_flip_budget > 0, "a positive number")
         if self.pure_eta is not None and self.pure_flip_budget is not None:

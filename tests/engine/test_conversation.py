@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from onebit.cli.conversation import Conversation, render_template
+from onebit.engine.conversation import Conversation, render_template
 from onebit.errors import OnebitError
 
 TEMPLATE = (

@@ -11,17 +11,24 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from onebit.errors import OnebitError
 
-__all__ = ["Conversation", "render_template"]
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from onebit.engine.model import Model
+
+__all__ = ["Conversation", "encoder_of", "named_specials", "render_template", "specials_of"]
 
 Encode = Callable[[str], list[int]]
 
 
-def render_template(template: str, messages: list[dict[str, str]], specials: dict[str, str]) -> str:
-    """Render a Hugging Face chat template, asking for the assistant's turn.
+def render_template(
+    template: str, messages: list[dict[str, str]], specials: dict[str, str], add_generation_prompt: bool = True
+) -> str:
+    """Render a Hugging Face chat template, asking for the assistant's turn unless told otherwise.
 
     Raises OnebitError when the template does not compile or refuses the messages.
     """
@@ -40,9 +47,28 @@ def render_template(template: str, messages: list[dict[str, str]], specials: dic
     environment.filters["tojson"] = to_json
     environment.globals |= {"raise_exception": refuse, "strftime_now": datetime.now().strftime}
     try:
-        return environment.from_string(template).render(messages=messages, add_generation_prompt=True, **specials)
+        compiled = environment.from_string(template)
+        return compiled.render(messages=messages, add_generation_prompt=add_generation_prompt, **specials)
     except TemplateError as problem:
         raise OnebitError(f"the model's chat template fails: {problem}") from problem
+
+
+def specials_of(model: Model) -> dict[str, str]:
+    """What a template may name, of a model's own tokenizer."""
+    about = model.description
+    return named_specials(model.tokenizer, about.bos, about.eos, about.pad)
+
+
+def named_specials(tokenizer: Tokenizer, bos: int | None, eos: int | None, pad: int | None) -> dict[str, str]:
+    """What a template may name: bos_token, eos_token, pad_token, as far as the model has them."""
+    tokens = {"bos_token": bos, "eos_token": eos, "pad_token": pad}
+    return {name: tokenizer.id_to_token(token) or "" for name, token in tokens.items() if token is not None}
+
+
+def encoder_of(model: Model) -> Encode:
+    """Text that a template wrote, special tokens included, to token ids."""
+    tokenizer: Any = model.tokenizer
+    return lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Four small pictures as inline SVG: a line chart, stacked shares, stacked bars, plain bars.
+"""Small pictures as inline SVG: a line chart, stacked shares, stacked bars, plain bars, a front.
 
 Hand-written SVG instead of a plotting library keeps the report one small file that opens without a network, follows the
 reader's light or dark setting (colours are CSS variables of the page) and stays sharp on a phone. Each picture is drawn
@@ -7,12 +7,13 @@ reader's light or dark setting (colours are CSS variables of the page) and stays
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-__all__ = ["Bar", "Line", "Segment", "ShareRow", "bars", "line_chart", "share_rows", "stacked_bars"]
+__all__ = ["Bar", "Line", "Segment", "ShareRow", "Spot", "bars", "front", "line_chart", "share_rows", "stacked_bars"]
 
 WIDTH = 480
 
@@ -47,11 +48,21 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A bar with its value written out."""
+    """A bar with its value written out, and how far it may be off either way."""
 
     label: str
     value: float
     text: str
+    spread: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """A point with its name."""
+
+    label: str
+    x: float
+    y: float
 
 
 def _svg(height: float, title: str, body: Sequence[str]) -> str:
@@ -165,10 +176,73 @@ def stacked_bars(rows: Sequence[tuple[str, Sequence[Segment]]], *, unit: str, ti
 def bars(rows: Sequence[Bar], *, title: str) -> str:
     """Horizontal bars to one scale that starts at zero."""
     right, y = 470.0, 8.0
-    longest = max((row.value for row in rows), default=1.0) or 1.0
+    longest = max((row.value + row.spread for row in rows), default=1.0) or 1.0
     body = []
     for row in rows:
         body += [_text(0, y + 10, row.label), _text(right, y + 10, row.text, "end", "label strong-label")]
         body += [_rect(0, y + 17, right, 14, "track"), _rect(0, y + 17, right * row.value / longest, 14, "accent")]
+        if row.spread:
+            low, high = (right * max(value, 0) / longest for value in (row.value - row.spread, row.value + row.spread))
+            body.append(
+                f'<path d="M{low:.1f} {y + 24}H{high:.1f}M{low:.1f} {y + 20}v8M{high:.1f} {y + 20}v8" class="whisker"/>'
+            )
         y += 48
     return _svg(y, title, body)
+
+
+def front(spots: Sequence[Spot], *, x_label: str, y_label: str, title: str) -> str:
+    """Points, less is better both ways, and the line through those that no other beats in both. x > 0, logarithmic."""
+    left, right, top, bottom = 44.0, 470.0, 28.0, 232.0
+    x_low, x_high = min(spot.x for spot in spots) / 1.5, max(spot.x for spot in spots) * 1.5
+    y_low, y_high = min(spot.y for spot in spots), max(spot.y for spot in spots)
+    margin = 0.15 * max(y_high - y_low, 1e-3)
+    y_low, y_high = y_low - margin, y_high + margin
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        share = math.log(x / x_low) / math.log(x_high / x_low)
+        return left + (right - left) * share, bottom - (bottom - top) * (y - y_low) / (y_high - y_low)
+
+    body = [_text(0, 14, y_label)]
+    for value in ticks(y_low, y_high):
+        _, y = place(x_low, value)
+        body += [f'<path d="M{left} {y:.1f}H{right}" class="grid"/>', _text(left - 6, y + 4, _number(value), "end")]
+    for value in _log_ticks(x_low, x_high):
+        x, _ = place(value, y_low)
+        body.append(_text(x, bottom + 18, _number(value), "middle" if x < right - 12 else "end"))
+    kept: list[Spot] = []
+    for spot in sorted(spots, key=lambda spot: (spot.x, spot.y)):
+        if not kept or spot.y < kept[-1].y:
+            kept.append(spot)
+    steps = [place(kept[0].x, kept[0].y)]
+    for before, after in itertools.pairwise(kept):
+        steps += [place(after.x, before.y), place(after.x, after.y)]
+    body.append(f'<polyline points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in steps)}" class="line strong"/>')
+    taken: list[tuple[float, float, float]] = []
+    for spot in spots:
+        x, y = place(spot.x, spot.y)
+        body.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" class="{"accent" if spot in kept else "dot"}"/>')
+        begin, line = _free_place(x, y, 7.0 * len(spot.label), right, taken)
+        taken.append((begin, begin + 7.0 * len(spot.label), line))
+        body.append(_text(begin, line, spot.label))
+    body.append(_text(right, bottom + 36, x_label, "end"))
+    return _svg(bottom + 44, title, body)
+
+
+def _free_place(
+    x: float, y: float, width: float, right: float, taken: Sequence[tuple[float, float, float]]
+) -> tuple[float, float]:
+    """(begin, line) of a label of a spot: above it, else below, else as far away as other labels make it go."""
+    begin = x + 8 if x + 8 + width <= right else x - 8 - width
+    lines = [y - 7, y + 17, *(y + sign * (7 + 14 * n) for n in range(1, 8) for sign in (-1, 1))]
+    for line in lines:
+        if all(begin > end or begin + width < start or abs(line - other) >= 13 for start, end, other in taken):
+            return begin, line
+    return begin, lines[0]
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 of each decade between; the ones alone where that is many."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    values = [step * 10.0**decade for decade in decades for step in (1, 2, 5)]
+    inside = [value for value in values if low <= value <= high]
+    return inside if len(inside) <= 8 else [10.0**decade for decade in decades if low <= 10.0**decade <= high]

@@ -1,0 +1,143 @@
+"""The moments of a gradient in Triton: `pure_deposit`'s, in three launches, of which none waits for a number.
+
+Sums of squares are exact, as the reference's are. The means of moments are float64, added up in an order of their own:
+factors, float32, are the reference's but for the rare one whose rounding hangs on float64's last place.
+
+Shape suffixes: O outputs, I inputs.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from onebit.nn.triton_tiles import grid_of, launch, load_matrix
+from onebit.optim.pure_deposit import MOMENT_DECAY, MOMENT_FLOOR, Factors
+
+__all__ = ["peak_of", "square_sums", "update_moments"]
+
+_SQUARES = (32, 128)  # rows, columns of a tile of float64: 32 numbers, 64 registers, a thread
+_VECTOR = 1024  # numbers of a vector that the one program of `_update_moments` takes at once
+
+
+def peak_of(g_OI: Tensor) -> Tensor:
+    """As `PureKernels.peak_of`."""
+    peak: Tensor = torch.linalg.vector_norm(g_OI, torch.inf, dtype=torch.float32)
+    return peak
+
+
+def square_sums(g_OI: Tensor, peak: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """As `PureKernels.square_sums`."""
+    g_OI = g_OI.contiguous()
+    sums = g_OI.new_zeros(sum(g_OI.shape), dtype=torch.float64)
+    count = triton.next_power_of_2(max(rows, g_OI.shape[1]))
+    bits = count.bit_length() - 1
+    launch(_square_sums, grid_of(g_OI, _SQUARES), g_OI, sums, peak, bits, *g_OI.shape, *_SQUARES)
+    row_O, column_I = sums.split(g_OI.shape)
+    return row_O, column_I
+
+
+def update_moments(
+    moments: tuple[Tensor, Tensor], sums: tuple[Tensor, Tensor], peak: Tensor, step: Tensor
+) -> tuple[tuple[Tensor, Tensor], Factors]:
+    """As `PureKernels.update_moments`."""
+    rows, cols = moments[0].shape[0], moments[1].shape[0]
+    row_O, column_I, by_row_O, by_column_I = moments[0].new_empty(2 * (rows + cols)).split((rows, cols, rows, cols))
+    is_finite = peak.new_empty((), dtype=torch.bool)
+    old = (*moments, *sums, peak, step)
+    new = (row_O, column_I, by_row_O, by_column_I, is_finite)
+    launch(_update_moments, (1,), *old, *new, rows, cols, _VECTOR, DECAY=MOMENT_DECAY, FLOOR=MOMENT_FLOOR, num_warps=8)
+    return (row_O, column_I), Factors(by_row_O.unsqueeze(1), by_column_I, is_finite)
+
+
+@triton.jit
+def _square_shift(peak, bits):
+    """`pure_deposit.square_shift` of float32 [] and log2 of the count: 1.5 times a power of two, made of its bits."""
+    INFINITY: tl.constexpr = float("inf")
+    squared = tl.where(tl.abs(peak) < INFINITY, peak, 0.0).to(tl.float64)
+    squared = squared * squared
+    field = (squared.to(tl.int64, bitcast=True) >> 52) & 0x7FF
+    exponent = tl.where(squared > 0, field - 1022, 0)  # frexp's
+    return (((exponent + bits + 1023) << 52) | (1 << 51)).to(tl.float64, bitcast=True)
+
+
+@triton.jit(do_not_specialize=["bits"])
+def _square_sums(g, sums, peak, bits, rows, cols, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    x = load_matrix(g, row, column, rows, cols).to(tl.float64)
+    by = _square_shift(tl.load(peak), bits)
+    squares = x * x + by - by  # of a number that is not there: by - by, 0
+    tl.atomic_add(sums + row, tl.sum(squares, 1), row < rows, sem="relaxed")
+    tl.atomic_add(sums + rows + column, tl.sum(squares, 0), column < cols, sem="relaxed")
+
+
+@triton.jit
+def _moments(old, sums, COUNT: tl.constexpr, at, SIZE: tl.constexpr, is_finite, DECAY: tl.constexpr):
+    """New moments [BLOCK], float32; 0 where nothing is."""
+    before = tl.load(old + at, at < SIZE, other=0.0)
+    mean = tl.load(sums + at, at < SIZE, other=0.0) / COUNT
+    after = (before.to(tl.float64) * DECAY + mean * (1.0 - DECAY)).to(tl.float32)
+    return tl.where(is_finite, after, before)
+
+
+@triton.jit
+def _power(base: tl.constexpr, exponent):
+    """base^exponent, float64 []; exponent: int64 [] in [0, 2^40)."""
+    power = tl.full((), 1.0, tl.float64)
+    square = tl.full((), base, tl.float64)
+    for _ in range(40):
+        power = tl.where(exponent & 1 == 1, power * square, power)
+        square = square * square
+        exponent = exponent >> 1
+    return power
+
+
+@triton.jit
+def _update_moments(
+    old_row,
+    old_column,
+    row_sums,
+    column_sums,
+    peak,
+    step,
+    row,
+    column,
+    row_factors,
+    column_factors,
+    finite,
+    ROWS: tl.constexpr,  # as constants: Triton's interpreter cannot count to another number (3.6, with numpy 2.4)
+    COLS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    DECAY: tl.constexpr,
+    FLOOR: tl.constexpr,
+):
+    largest = tl.load(peak)
+    INFINITY: tl.constexpr = float("inf")
+    is_finite = largest * largest < INFINITY
+    tl.store(finite, is_finite)
+    settled = 1.0 - _power(DECAY, tl.load(step))
+    row_total = tl.zeros([BLOCK], tl.float64)
+    for first in range(0, ROWS, BLOCK):
+        at = first + tl.arange(0, BLOCK)
+        moments = _moments(old_row, row_sums, COLS, at, ROWS, is_finite, DECAY)
+        tl.store(row + at, moments, at < ROWS)
+        row_total += moments.to(tl.float64)
+    column_total = tl.zeros([BLOCK], tl.float64)
+    for first in range(0, COLS, BLOCK):
+        at = first + tl.arange(0, BLOCK)
+        moments = _moments(old_column, column_sums, ROWS, at, COLS, is_finite, DECAY)
+        tl.store(column + at, moments, at < COLS)
+        column_total += moments.to(tl.float64) / settled
+    row_mean = tl.maximum(tl.sum(row_total) / ROWS, 1e-60)
+    column_floor = tl.maximum(tl.sum(column_total) / COLS * FLOOR, 1e-60)
+    for first in range(0, ROWS, BLOCK):
+        at = first + tl.arange(0, BLOCK)
+        share = _moments(old_row, row_sums, COLS, at, ROWS, is_finite, DECAY).to(tl.float64) / row_mean
+        tl.store(row_factors + at, (1.0 / tl.sqrt(tl.maximum(share, FLOOR))).to(tl.float32), at < ROWS)
+    for first in range(0, COLS, BLOCK):
+        at = first + tl.arange(0, BLOCK)
+        size = _moments(old_column, column_sums, ROWS, at, COLS, is_finite, DECAY).to(tl.float64) / settled
+        tl.store(column_factors + at, (1.0 / tl.sqrt(tl.maximum(size, column_floor))).to(tl.float32), at < COLS)

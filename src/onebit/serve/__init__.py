@@ -1,0 +1,1 @@
+"""A server with OpenAI's interface over the engine's batch, and the chat page on it."""
