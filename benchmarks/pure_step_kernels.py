@@ -57,7 +57,7 @@ def _memory_bound(kernels: PureKernels, g_OI: Tensor, codes_OB: Tensor) -> dict[
     peak = g_OI.abs().amax().float()
     zeros = torch.zeros(rows, device=device), torch.zeros(cols, device=device)
     ones = torch.ones((), dtype=torch.int64, device=device)
-    _, factors = update_moments(zeros, kernels.square_sums(g_OI, peak, rows), peak, ones)
+    factors = update_moments(zeros, kernels.square_sums(g_OI, peak, rows), peak, ones)
     eta = torch.tensor(0.1, device=device)
     mean_square = torch.ones((), dtype=torch.float64, device=device)
     calls: dict[str, tuple[float, Callable[[], Any]]] = {

@@ -8,6 +8,7 @@
 #include "ob_train_pack.h"
 #include "ob_train_threads.h"
 
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -28,13 +29,19 @@ static const ob_train_kernels *best_of(const char *name) {
     return NULL;
 }
 
-static const ob_train_kernels *chosen; /* by ob_train_choose */
+/* Asked once: a virtual machine takes tens of microseconds to tell what its processor has. */
+static const ob_train_kernels *_Atomic chosen;
 
-static const ob_train_kernels *kernels(void) { return chosen ? chosen : best_of(NULL); }
+static const ob_train_kernels *kernels(void) {
+    const ob_train_kernels *known = atomic_load_explicit(&chosen, memory_order_relaxed);
+    if (!known) atomic_store_explicit(&chosen, known = best_of(NULL), memory_order_relaxed);
+    return known;
+}
 
 int32_t ob_train_choose(const char *isa) {
-    chosen = best_of(isa);
-    return chosen != NULL;
+    const ob_train_kernels *best = best_of(isa);
+    if (best) atomic_store(&chosen, best);
+    return best != NULL;
 }
 
 const char *ob_train_isa(void) { return kernels()->name; }
@@ -50,6 +57,7 @@ typedef struct {
     double shift, largest;
     double *sum_O;      /* of each row */
     double *columns_NI; /* of each item's rows */
+    uint32_t *peaks_N;  /* of each item, as bits */
     uint32_t first_row;
 } gradient_job;
 
@@ -80,6 +88,28 @@ static uint32_t items_of(uint32_t rows, uint32_t cols, uint32_t threads) {
         for (uint32_t column = 0, count; column < (job)->g->cols && (count = part_of((job)->g->cols, column)); column += PART)
 
 /* ---- sums ---- */
+
+static void peak_item(void *argument, uint32_t item, uint32_t items, uint32_t thread) {
+    const gradient_job *job = argument;
+    float room[PART];
+    uint32_t most = 0;
+    (void)thread;
+    FOR_PARTS(job, item, items) {
+        uint32_t peak = job->k->peak(floats(job, row, column, count, room), count);
+        most = peak > most ? peak : most;
+    }
+    job->peaks_N[item] = most;
+}
+
+float ob_train_peak(const ob_train_gradient *g) {
+    uint32_t peaks[MAX_THREADS], items = items_of(g->rows, g->cols, g->threads);
+    gradient_job job = {.k = kernels(), .g = g, .peaks_N = peaks};
+    float peak;
+    ob_train_run(peak_item, &job, items, g->threads);
+    for (uint32_t i = 1; i < items; i++) peaks[0] = peaks[i] > peaks[0] ? peaks[i] : peaks[0];
+    memcpy(&peak, peaks, 4);
+    return peak;
+}
 
 static void squares_item(void *argument, uint32_t item, uint32_t items, uint32_t thread) {
     const gradient_job *job = argument;

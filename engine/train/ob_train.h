@@ -10,7 +10,7 @@
 #include "onebit.h"
 
 /* Raised when a signature below changes. */
-#define OB_TRAIN_VERSION 3u
+#define OB_TRAIN_VERSION 4u
 OB_API uint32_t ob_train_version(void);
 /* The instruction set that the kernels were chosen for: "avx512", "avx2" or "baseline". */
 OB_API const char *ob_train_isa(void);
@@ -34,8 +34,27 @@ typedef struct {
     int32_t threshold, bound;
 } ob_train_counters;
 
+/* The numbers of onebit.optim.pure_deposit. */
+typedef struct {
+    double decay, floor, tiny;    /* of moments */
+    double largest, energy_shift; /* of squared updates */
+    double clip;
+} ob_train_normalisation;
+
+/* Moments of the rows and columns of a matrix, and the factors that follow from them. */
+typedef struct {
+    float *row_O, *column_I, *row_factors_O, *column_factors_I;
+    uint32_t rows, cols;
+} ob_train_moments;
+
+/* The largest |g|; NaN where there is one. */
+OB_API float ob_train_peak(const ob_train_gradient *g);
 /* Sums of g^2, each rounded by adding and subtracting `shift`, over rows and over columns. 0: no memory. */
 OB_API int32_t ob_train_square_sums(const ob_train_gradient *g, double shift, double *row_O, double *column_I);
+/* New moments from the sums of squares, in place, and their factors; settled: 1 - decay^deposits. 0: peak^2 is no float, and
+ * the moments stay. */
+OB_API int32_t ob_train_update_moments(const ob_train_normalisation *n, float peak, double settled, const double *row_O,
+                                       const double *column_I, const ob_train_moments *m);
 /* The sum of (g row column)^2, each at most `largest` and rounded by `shift`. */
 OB_API double ob_train_update_energy(const ob_train_gradient *g, const float *row_O, const float *column_I, double largest,
                                      double shift);
@@ -44,6 +63,12 @@ OB_API double ob_train_update_energy(const ob_train_gradient *g, const float *ro
 OB_API void ob_train_deposit(const ob_train_gradient *g, const ob_train_counters *counters, const float *row_O,
                              const float *column_I, float coefficient, uint32_t power, uint32_t seed, uint32_t tensor,
                              uint64_t step, uint32_t first_row);
+/* All of a deposit, for a matrix that one process holds: peak, sums, moments, energy, counters. forgets: the counters do,
+ * which take the third power. A gradient that is no number changes nothing. 0: no memory. */
+OB_API int32_t ob_train_deposit_whole(const ob_train_gradient *g, const ob_train_counters *counters,
+                                      const ob_train_normalisation *n, float *row_moments_O, float *column_moments_I,
+                                      double settled, float eta, int32_t forgets, uint32_t seed, uint32_t tensor,
+                                      uint64_t step);
 /* Moves the codes whose counters are full, which then start at 0 (all counters do when forgets): how many moved. codes_OB:
  * four codes a byte, two's complement, or eight signs. */
 OB_API int64_t ob_train_fire(uint8_t *codes_OB, const ob_train_counters *counters, uint32_t rows, uint32_t cols,

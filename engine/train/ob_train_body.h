@@ -19,6 +19,17 @@ STATIC double sum_exact(double *x, uint32_t count) {
     return x[0];
 }
 
+STATIC uint32_t peak(const float *restrict g, uint32_t count) {
+    uint32_t most = 0;
+    for (size_t i = 0; i < count; i++) {
+        uint32_t bits;
+        memcpy(&bits, g + i, 4);
+        bits &= 0x7fffffffu;
+        most = bits > most ? bits : most;
+    }
+    return most;
+}
+
 STATIC double squares(const float *restrict g, uint32_t count, double shift, double *restrict column_I) {
     double term[PART];
     for (size_t i = 0; i < count; i++) {
@@ -112,4 +123,4 @@ STATIC void widen(const uint16_t *restrict from, uint32_t count, float *restrict
     }
 }
 
-const ob_train_kernels SET = {NAME, squares, energy, deposit, fire, dot, widen};
+const ob_train_kernels SET = {NAME, peak, squares, energy, deposit, fire, dot, widen};

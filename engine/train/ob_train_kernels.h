@@ -22,6 +22,8 @@ typedef struct {
 /* g: `count` <= OB_TRAIN_PART numbers of a row; column_I: those of the same columns. */
 typedef struct {
     const char *name;
+    /* The largest |g|, as its bits: those of NaN are larger than infinity's. */
+    uint32_t (*peak)(const float *g, uint32_t count);
     /* Adds g^2, rounded by `shift`, to each column; returns their sum. */
     double (*squares)(const float *g, uint32_t count, double shift, double *column_I);
     /* The sum of (g row column)^2, each at most `largest` and rounded by `shift`. */

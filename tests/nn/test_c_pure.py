@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 
 import pytest
@@ -12,9 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from onebit.engine.training import training_library
-from onebit.errors import ConfigError, EngineError, OnebitError
-from onebit.nn import pure_kernels, torch_pure
-from onebit.nn.pure_kernels import kernels_for
+from onebit.errors import EngineError
+from onebit.nn import torch_pure
 from onebit.nn.pure_storage import pack_codes, pack_counters, packed_width
 from onebit.optim.pure_deposit import Factors, update_moments
 from onebit.quant.counters import Counter, counter_named
@@ -46,7 +44,7 @@ def factors_of(g_OI: Tensor) -> Factors:
     rows, cols = g_OI.shape
     peak = g_OI.abs().amax().float()
     sums = torch_pure.square_sums(g_OI, peak, rows)
-    return update_moments((torch.zeros(rows), torch.zeros(cols)), sums, peak, torch.tensor(1))[1]
+    return update_moments((torch.zeros(rows), torch.zeros(cols)), sums, peak, torch.tensor(1))
 
 
 def stored_counters(rows: int, cols: int, counter: Counter, seed: int) -> Tensor:
@@ -85,6 +83,60 @@ def test_sums(rows: int, cols: int, seed: int, dtype: torch.dtype) -> None:
         assert torch.equal(got, expected)
     factors = factors_of(g)
     assert torch.equal(c_pure.update_energy(g, factors), torch_pure.update_energy(g, factors))
+
+
+@settings(SETTINGS, max_examples=30)
+@given(rows_, cols_, seeds_, st.sampled_from(DTYPES), st.sampled_from([None, 3e38, float("inf"), float("nan")]))
+def test_the_largest_number(rows: int, cols: int, seed: int, dtype: torch.dtype, odd: float | None) -> None:
+    g = gradient(rows, cols, seed, dtype)
+    if odd is not None:
+        g[seed % rows, seed % cols] = -odd
+    assert torch.equal(c_pure.peak_of(g).nan_to_num(-1.0), torch_pure.peak_of(g).nan_to_num(-1.0))
+
+
+@pytest.mark.parametrize("peak", [0.0, 1.0, 2.0**-140, 3e38, float("inf"), float("nan")])
+def test_moments_and_factors(peak: float) -> None:
+    rows, cols = 150, 210
+    sizes = torch.rand(2 * (rows + cols), generator=torch.Generator().manual_seed(1))
+    old = sizes[:rows], sizes[rows : rows + cols] * 1e-9
+    sums = sizes[rows + cols :].double().split((rows, cols))
+    sums[0][3] = sums[1][4] = old[0][3] = old[1][4] = 0.0  # below the floor
+    for count in (1, 1000):
+        moments, expected_moments = ((old[0].clone(), old[1].clone()) for _ in range(2))
+        got, expected = (
+            kernels.update_moments(kept, sums, torch.tensor(peak), torch.tensor(count))
+            for kernels, kept in ((c_pure, moments), (torch_pure, expected_moments))
+        )
+        for ours, wanted in zip(moments, expected_moments, strict=True):
+            assert torch.equal(ours, wanted)
+        assert got.is_finite == expected.is_finite == (peak < 1e19)
+        # float64 is added up in another order, which may move float32's last place
+        for ours, wanted in ((got.row_O1, expected.row_O1), (got.column_I, expected.column_I)):
+            torch.testing.assert_close(ours, wanted, rtol=2.0**-23, atol=0.0)
+
+
+@settings(SETTINGS, max_examples=80)
+@given(
+    rows_, cols_, seeds_, st.sampled_from(DTYPES), st.sampled_from(COUNTERS), st.sampled_from([0.01, 1.0]),
+    st.integers(1, 2**40), st.sampled_from([None, float("nan"), 1e30]),
+)  # fmt: skip
+def test_a_whole_deposit_is_its_steps(
+    rows: int, cols: int, seed: int, dtype: torch.dtype, name: str, eta: float, step: int, odd: float | None
+) -> None:
+    counter, g = counter_named(name), gradient(rows, cols, seed, dtype)
+    if odd is not None:
+        g[seed % rows, seed % cols] = odd
+    stored, moments = stored_counters(rows, cols, counter, seed), (torch.rand(rows) * 1e-9, torch.rand(cols) * 1e-9)
+    expected, expected_moments = stored.clone(), (moments[0].clone(), moments[1].clone())
+    random = {"seed": seed, "tensor": 2**32 - 1 - seed, "step": torch.tensor(step)}
+    assert c_pure.deposit_whole(stored, moments, g, torch.tensor(eta), counter, **random)
+    peak = c_pure.peak_of(g)
+    sums = torch_pure.square_sums(g, peak, rows)
+    factors = c_pure.update_moments(expected_moments, sums, peak, random["step"])
+    mean_square = torch_pure.update_energy(g, factors) / g.numel()
+    torch_pure.deposit(expected, g, factors, torch.tensor(eta), mean_square, counter, **random)
+    assert torch.equal(stored, expected)
+    assert all(torch.equal(got, wanted) for got, wanted in zip(moments, expected_moments, strict=True))
 
 
 @settings(SETTINGS, max_examples=150)
@@ -246,51 +298,3 @@ def test_a_model_trains_to_the_same_codes_and_counters(
 
 def test_packed_rows_are_whole_bytes() -> None:
     assert [packed_width(9, bits) for bits in (1, 2, 4, 8)] == [2, 3, 5, 9]
-
-
-# ---- the dispatch ----
-
-
-@pytest.fixture
-def fresh(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    pure_kernels._chosen.cache_clear()
-    return monkeypatch
-
-
-def test_c_is_taken_on_a_cpu_and_said_once(fresh: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    fresh.delenv("ONEBIT_PURE_KERNELS", raising=False)
-    with caplog.at_level(logging.INFO, "onebit"):
-        assert kernels_for(torch.zeros(1)) is c_pure
-        assert kernels_for(torch.zeros(2)) is c_pure
-    assert [record.getMessage() for record in caplog.records] == [
-        "pure training on cpu: c kernels (the fastest on cpu)"
-    ]
-
-
-def test_without_the_library_torch_is_taken_and_the_reason_said(
-    fresh: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    fresh.delenv("ONEBIT_PURE_KERNELS", raising=False)
-
-    def load(name: str) -> pure_kernels.PureKernels:
-        if name == "c":
-            raise OnebitError("the onebit engine is not built")
-        return torch_pure
-
-    fresh.setattr(pure_kernels, "_load", load)
-    with caplog.at_level(logging.INFO, "onebit"):
-        assert kernels_for(torch.zeros(1)) is torch_pure
-    assert "pure training on cpu: torch kernels (the onebit engine is not built)" in caplog.text
-
-
-def test_the_environment_decides(fresh: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    fresh.setenv("ONEBIT_PURE_KERNELS", "torch")
-    with caplog.at_level(logging.INFO, "onebit"):
-        assert kernels_for(torch.zeros(1)) is torch_pure
-    assert "torch kernels (ONEBIT_PURE_KERNELS asks for it)" in caplog.text
-    fresh.setenv("ONEBIT_PURE_KERNELS", "c")
-    with pytest.raises(OnebitError, match="the C kernels know CPU tensors only, not meta"):
-        kernels_for(torch.zeros(1, device="meta"))
-    fresh.setenv("ONEBIT_PURE_KERNELS", "C")
-    with pytest.raises(ConfigError, match="ONEBIT_PURE_KERNELS is 'C', expected one of torch, c, triton"):
-        kernels_for(torch.zeros(1))

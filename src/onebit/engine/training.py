@@ -12,9 +12,9 @@ from functools import cache
 from onebit.engine import _library
 from onebit.errors import EngineError
 
-__all__ = ["BFLOAT16", "FLOAT32", "INT8", "Counters", "Gradient", "training_library"]
+__all__ = ["BFLOAT16", "FLOAT32", "INT8", "Counters", "Gradient", "Moments", "Normalisation", "training_library"]
 
-VERSION = 3
+VERSION = 4
 FLOAT32, BFLOAT16, INT8 = 0, 1, 2
 
 
@@ -30,11 +30,36 @@ class Counters(ctypes.Structure):
     _fields_ = [("counters", c_void_p), ("bits", c_uint32), ("threshold", c_int32), ("bound", c_int32)]
 
 
+class Normalisation(ctypes.Structure):
+    """ob_train_normalisation."""
+
+    _fields_ = [(name, c_double) for name in ("decay", "floor", "tiny", "largest", "energy_shift", "clip")]
+
+
+class Moments(ctypes.Structure):
+    """ob_train_moments."""
+
+    _fields_ = [
+        *[(name, c_void_p) for name in ("row_O", "column_I", "row_factors_O", "column_factors_I")],
+        *[(name, c_uint32) for name in ("rows", "cols")],
+    ]
+
+
 _GRADIENT, _COUNTERS = POINTER(Gradient), POINTER(Counters)
+_NORMALISATION, _MOMENTS = POINTER(Normalisation), POINTER(Moments)
 _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "ob_train_version": (c_uint32, []),
     "ob_train_isa": (c_char_p, []),
     "ob_train_choose": (c_int32, [c_char_p]),
+    "ob_train_peak": (c_float, [_GRADIENT]),
+    "ob_train_update_moments": (c_int32, [_NORMALISATION, c_float, c_double, c_void_p, c_void_p, _MOMENTS]),
+    "ob_train_deposit_whole": (
+        c_int32,
+        [
+            *(_GRADIENT, _COUNTERS, _NORMALISATION, c_void_p, c_void_p, c_double, c_float, c_int32),
+            *(c_uint32, c_uint32, c_uint64),
+        ],
+    ),
     "ob_train_square_sums": (c_int32, [_GRADIENT, c_double, c_void_p, c_void_p]),
     "ob_train_update_energy": (c_double, [_GRADIENT, c_void_p, c_void_p, c_double, c_double]),
     "ob_train_deposit": (

@@ -14,23 +14,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from onebit.engine.training import BFLOAT16, FLOAT32, INT8, Counters, Gradient, training_library
+from onebit.engine.training import (
+    BFLOAT16,
+    FLOAT32,
+    INT8,
+    Counters,
+    Gradient,
+    Moments,
+    Normalisation,
+    training_library,
+)
 from onebit.nn import torch_pure
 from onebit.nn.straight_through_linear import HAS_INT8_PRODUCT, int8_product
 from onebit.optim.pure_deposit import (
+    CLIP,
     ENERGY_SHIFT,
     LARGEST_SQUARE,
+    MOMENT_DECAY,
+    MOMENT_FLOOR,
+    SMALLEST_MOMENT,
     Factors,
     deposit_rule,
-    peak_of,
     square_shift,
-    update_moments,
 )
 from onebit.quant.counters import Counter
 
 __all__ = [
     "code_sums",
     "deposit",
+    "deposit_whole",
     "fire",
     "forward_product",
     "input_gradient",
@@ -45,14 +57,24 @@ __all__ = [
 _C = training_library()
 _TYPES = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16, torch.int8: INT8}
 _GRADIENTS = (torch.float32, torch.bfloat16)
+_NORMALISATION = Normalisation(MOMENT_DECAY, MOMENT_FLOOR, SMALLEST_MOMENT, LARGEST_SQUARE, ENERGY_SHIFT, CLIP)
 _BITS = {"int8": 8, "int4": 4, "none": 2}
 _HAS_BFLOAT16_PRODUCT = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+_HAS_PRODUCT = bool(HAS_INT8_PRODUCT or _C.ob_train_has_product())  # of int8 codes, faster than one of floats
 _BLOCK = 1 << 20  # weights that are unpacked at once: 4 MB, and as fast as all at once or faster
 
 
 def instruction_set() -> str:
     """What the kernels were compiled for that run here: "avx512", "avx2" or "baseline"."""
     return bytes(_C.ob_train_isa()).decode()
+
+
+def peak_of(g_OI: Tensor) -> Tensor:
+    """As `PureKernels.peak_of`."""
+    if g_OI.dtype not in _GRADIENTS:
+        return torch_pure.peak_of(g_OI)
+    g_OI = g_OI.contiguous()
+    return torch.tensor(_C.ob_train_peak(byref(_gradient(g_OI))))
 
 
 def square_sums(g_OI: Tensor, peak: Tensor, rows: int) -> tuple[Tensor, Tensor]:
@@ -66,6 +88,20 @@ def square_sums(g_OI: Tensor, peak: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     if not _C.ob_train_square_sums(byref(_gradient(g_OI)), shift, row_O.data_ptr(), column_I.data_ptr()):
         raise MemoryError("no memory for the column sums of a gradient")
     return row_O, column_I
+
+
+def update_moments(moments: tuple[Tensor, Tensor], sums: tuple[Tensor, Tensor], peak: Tensor, step: Tensor) -> Factors:
+    """As `PureKernels.update_moments`."""
+    row_O, column_I = (one.contiguous() for one in sums)
+    rows, cols = row_O.shape[0], column_I.shape[0]
+    row_O1, factors_I = torch.empty(rows, 1), torch.empty(cols)
+    tensors = (*moments, row_O1, factors_I)
+    arguments = Moments(*(one.data_ptr() for one in tensors), rows, cols)
+    is_finite = _C.ob_train_update_moments(
+        byref(_NORMALISATION), peak.item(), _settled(step), row_O.data_ptr(), column_I.data_ptr(), byref(arguments)
+    )
+    torch.autograd.graph.increment_version(moments)
+    return Factors(row_O1, factors_I, torch.tensor(bool(is_finite)))
 
 
 def update_energy(g_OI: Tensor, factors: Factors) -> Tensor:
@@ -118,6 +154,40 @@ def deposit(
     torch.autograd.graph.increment_version(counters_OB)
 
 
+def deposit_whole(
+    counters_OB: Tensor,
+    moments: tuple[Tensor, Tensor],
+    g_OI: Tensor,
+    eta: Tensor,
+    counter: Counter,
+    *,
+    seed: int,
+    tensor: int,
+    step: Tensor,
+) -> bool:
+    """As `PureKernels.deposit_whole`: what takes PyTorch fifty operations, each longer than a small matrix's sums."""
+    if g_OI.dtype not in _GRADIENTS or not counters_OB.is_contiguous():
+        return False
+    g_OI = g_OI.contiguous()
+    done = _C.ob_train_deposit_whole(
+        byref(_gradient(g_OI)),
+        byref(_counters(counters_OB, counter)),
+        byref(_NORMALISATION),
+        moments[0].data_ptr(),
+        moments[1].data_ptr(),
+        _settled(step),
+        eta.item(),
+        not counter.remembers,
+        seed,
+        tensor,
+        step.item(),
+    )
+    if not done:
+        raise MemoryError("no memory for the sums of a gradient's rows and columns")
+    torch.autograd.graph.increment_version((counters_OB, *moments))
+    return True
+
+
 def fire(codes_OB: Tensor, counters_OB: Tensor, counter: Counter, cols: int, *, is_binary: bool) -> Tensor:
     """As `PureKernels.fire`."""
     if not (codes_OB.is_contiguous() and counters_OB.is_contiguous()):
@@ -157,7 +227,7 @@ def unpack(codes_OB: Tensor, cols: int, dtype: torch.dtype, *, is_binary: bool) 
 def forward_product(x_TI: Tensor, codes_OB: Tensor, dtype: torch.dtype, *, is_binary: bool) -> Tensor:
     """As `PureKernels.forward_product`; of int8 codes exact, however large the sums, and rounded once."""
     cols, rows = x_TI.shape[-1], codes_OB.shape[0]
-    if x_TI.dtype != torch.int8 or not (HAS_INT8_PRODUCT or _C.ob_train_has_product()):
+    if x_TI.dtype != torch.int8 or not _HAS_PRODUCT:
         return F.linear(x_TI.to(dtype), unpack(codes_OB, cols, dtype, is_binary=is_binary))
     x = x_TI.reshape(-1, cols).contiguous()
     if HAS_INT8_PRODUCT:
@@ -204,6 +274,11 @@ def _product(x_TI: Tensor, codes_OB: Tensor, is_binary: bool) -> Tensor:
     if not made:
         raise MemoryError("no memory for the digits of a matrix of codes")
     return y_TO
+
+
+def _settled(step: Tensor) -> float:
+    """The share of a mean that moments have after so many deposits."""
+    return 1.0 - MOMENT_DECAY ** int(step.item())
 
 
 def _gradient(g_OI: Tensor) -> Gradient:

@@ -53,8 +53,8 @@ class PureKernels(Protocol):
 
     def update_moments(
         self, moments: tuple[Tensor, Tensor], sums: tuple[Tensor, Tensor], peak: Tensor, step: Tensor
-    ) -> tuple[tuple[Tensor, Tensor], Factors]:
-        """(new moments, factors), as `pure_deposit.update_moments`, up to the order in which float64 is added up."""
+    ) -> Factors:
+        """As `pure_deposit.update_moments`, up to the order in which float64 is added up."""
         ...
 
     def update_energy(self, g_OI: Tensor, factors: Factors) -> Tensor:
@@ -80,6 +80,21 @@ class PureKernels(Protocol):
         eta: float32 []; mean_square: of U over the whole matrix, float64 []; step: int64 []; first_row: of these rows
         in the whole matrix.
         """
+        ...
+
+    def deposit_whole(
+        self,
+        counters_OB: Tensor,
+        moments: tuple[Tensor, Tensor],
+        g_OI: Tensor,
+        eta: Tensor,
+        counter: Counter,
+        *,
+        seed: int,
+        tensor: int,
+        step: Tensor,
+    ) -> bool:
+        """All of these in one call, for a matrix that one process holds; False: nothing was done, take the steps."""
         ...
 
     def fire(self, codes_OB: Tensor, counters_OB: Tensor, counter: Counter, cols: int, *, is_binary: bool) -> Tensor:

@@ -69,6 +69,7 @@ class PureProduct(torch.autograd.Function):
         """Gradients of x_TI and log_scale."""
         log_scale, group_scales, packed_OB, x_codes_TI, x_scale_T1 = ctx.saved_tensors
         packed_OB = _whole(packed_OB, ctx.rows)
+        scale = exported_scale(log_scale, group_scales).float()
         grad_x = grad_scale = None
         if ctx.handle or ctx.needs_input_grad[1]:
             g_TO = grad_TO if x_scale_T1 is None else grad_TO * x_scale_T1
@@ -76,14 +77,12 @@ class PureProduct(torch.autograd.Function):
                 g_TO.to(ctx.dtype).flatten(0, -2),
                 x_codes_TI.flatten(0, -2),
                 packed_OB,
-                log_scale,
-                group_scales,
+                scale,
                 ctx.group_size,
                 ctx.is_binary,
                 ctx.handle,
             )
         if ctx.needs_input_grad[0]:
-            scale = exported_scale(log_scale, group_scales).float()
             if scale.ndim == 2 or ctx.dtype == torch.float16:  # float16 has no room for sums before their scale
                 w_OI = _scaled(scale, packed_OB, ctx.cols, ctx.group_size, ctx.is_binary, ctx.dtype)
                 grad_x = grad_TO.to(ctx.dtype) @ w_OI
@@ -111,8 +110,7 @@ def _weight_gradient(
     g_TO: Tensor,
     x_TI: Tensor,
     packed_OB: Tensor,
-    log_scale: Tensor,
-    group_scales: Tensor | None,
+    scale: Tensor,
     group_size: int,
     is_binary: bool,
     handle: int,
@@ -126,7 +124,6 @@ def _weight_gradient(
     weight = attached_weight(handle)
     if weight is not None:
         weight.take(g_OI)  # which may change g
-    scale = exported_scale(log_scale, group_scales).float()
     if scale.ndim == 2:
         return (sums_OG * scale).sum(1)
     return (sums_OG.squeeze(1) if scale.ndim else sums_OG.sum()) * scale
@@ -143,8 +140,7 @@ _SCHEMAS: dict[str, tuple[str, Callable[..., Tensor]]] = {
     ),
     "pure_input_gradient": ("(Tensor g, Tensor packed, SymInt cols, bool is_binary) -> Tensor", _input_gradient),
     "pure_weight_gradient": (
-        "(Tensor g, Tensor x, Tensor packed, Tensor log_scale, Tensor? group_scales, SymInt group_size, "
-        "bool is_binary, SymInt handle) -> Tensor",
+        "(Tensor g, Tensor x, Tensor packed, Tensor scale, SymInt group_size, bool is_binary, SymInt handle) -> Tensor",
         _weight_gradient,
     ),
 }
@@ -183,13 +179,12 @@ def _(
     g_TO: Tensor,
     x_TI: Tensor,
     packed_OB: Tensor,
-    log_scale: Tensor,
-    group_scales: Tensor | None,
+    scale: Tensor,
     group_size: int,
     is_binary: bool,
     handle: int,
 ) -> Tensor:
-    return torch.empty_like(log_scale)
+    return scale.new_empty(scale.shape[:1])
 
 
 def _whole(packed_OB: Tensor, rows: int) -> Tensor:

@@ -125,24 +125,17 @@ class PureWeight(CodedMatrix):
             self.driver.rule.deposit(self.driver.rule_state(self), g_OI.float(), eta)
             return
         kernels = kernels_for(g_OI)
-        self.deposits += 1
-        moments, factors = self._new_moments(g_OI, self.deposits)
-        self.row_moments.copy_(moments[0])
-        self.column_moments.copy_(moments[1])
+        self.deposits.add_(1)
         self.__dict__["has_moments"] = True
-        factors = self.rows.own_factors(factors)
+        moments = self.row_moments, self.column_moments
+        random: dict[str, Any] = {"seed": self.driver.seed, "tensor": self.tensor, "step": self.deposits}
+        if not self.rows.is_part and kernels.deposit_whole(self.counters, moments, g_OI, eta, self.counter, **random):
+            return
+        factors = self.rows.own_factors(self._update_moments(moments, g_OI, self.deposits))
         energy = self.rows.sum(kernels.update_energy(g_OI, factors))
+        mean_square = energy / (self.out_features * self.in_features)
         kernels.deposit(
-            self.counters,
-            g_OI,
-            factors,
-            eta,
-            energy / (self.out_features * self.in_features),
-            self.counter,
-            seed=self.driver.seed,
-            tensor=self.tensor,
-            step=self.deposits,
-            first_row=self.rows.first,
+            self.counters, g_OI, factors, eta, mean_square, self.counter, **random, first_row=self.rows.first
         )
 
     @torch.no_grad()
@@ -183,15 +176,16 @@ class PureWeight(CodedMatrix):
             self.__dict__["has_moments"] = bool(self.deposits > 0)  # asked once, as it waits for a GPU
         if self.has_moments:
             return Int8Sum(self.column_moments)
-        (_, column_moments), _ = self._new_moments(g_OI, self.deposits + 1)  # the first gradient tells its own sizes
-        return Int8Sum(column_moments)
+        moments = self.row_moments.clone(), self.column_moments.clone()
+        self._update_moments(moments, g_OI, self.deposits + 1)  # the first gradient tells its own sizes
+        return Int8Sum(moments[1])
 
-    def _new_moments(self, g_OI: Tensor, step: Tensor) -> tuple[tuple[Tensor, Tensor], Factors]:
-        """As `update_moments`, of this gradient."""
+    def _update_moments(self, moments: tuple[Tensor, Tensor], g_OI: Tensor, step: Tensor) -> Factors:
+        """As `PureKernels.update_moments`, with the sums of this gradient."""
         kernels = kernels_for(g_OI)
         peak = self.rows.largest(kernels.peak_of(g_OI))
         sums = self.rows.whole_sums(kernels.square_sums(g_OI, peak, self.out_features))
-        return kernels.update_moments((self.row_moments, self.column_moments), sums, peak, step)
+        return kernels.update_moments(moments, sums, peak, step)
 
     def _detach(self) -> None:
         self.__dict__.update(_UNATTACHED)

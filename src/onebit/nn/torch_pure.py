@@ -7,6 +7,8 @@ Shape suffixes: T tokens, O outputs, I inputs, B bytes of a row, G groups of inp
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -28,6 +30,7 @@ from onebit.quant.counters import Counter
 __all__ = [
     "code_sums",
     "deposit",
+    "deposit_whole",
     "fire",
     "forward_product",
     "input_gradient",
@@ -70,6 +73,11 @@ def deposit(
         counts = unpack_counters(counters_OB[part], cols, counter)
         counts = added.add_(counts).clamp_(-counter.bound, counter.bound).to(torch.int8)
         counters_OB[part] = pack_counters(counts, counter)
+
+
+def deposit_whole(*_: Any, **__: Any) -> bool:
+    """As `PureKernels.deposit_whole`, which these take in steps."""
+    return False
 
 
 def fire(codes_OB: Tensor, counters_OB: Tensor, counter: Counter, cols: int, *, is_binary: bool) -> Tensor:

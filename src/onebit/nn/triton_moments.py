@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from onebit.nn.triton_tiles import grid_of, launch, load_matrix
-from onebit.optim.pure_deposit import MOMENT_DECAY, MOMENT_FLOOR, Factors
+from onebit.optim.pure_deposit import MOMENT_DECAY, MOMENT_FLOOR, SMALLEST_MOMENT, Factors
 
 __all__ = ["peak_of", "square_sums", "update_moments"]
 
@@ -39,17 +39,30 @@ def square_sums(g_OI: Tensor, peak: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     return row_O, column_I
 
 
-def update_moments(
-    moments: tuple[Tensor, Tensor], sums: tuple[Tensor, Tensor], peak: Tensor, step: Tensor
-) -> tuple[tuple[Tensor, Tensor], Factors]:
+def update_moments(moments: tuple[Tensor, Tensor], sums: tuple[Tensor, Tensor], peak: Tensor, step: Tensor) -> Factors:
     """As `PureKernels.update_moments`."""
     rows, cols = moments[0].shape[0], moments[1].shape[0]
-    row_O, column_I, by_row_O, by_column_I = moments[0].new_empty(2 * (rows + cols)).split((rows, cols, rows, cols))
+    by_row_O, by_column_I = moments[0].new_empty(rows + cols).split((rows, cols))
     is_finite = peak.new_empty((), dtype=torch.bool)
-    old = (*moments, *sums, peak, step)
-    new = (row_O, column_I, by_row_O, by_column_I, is_finite)
-    launch(_update_moments, (1,), *old, *new, rows, cols, _VECTOR, DECAY=MOMENT_DECAY, FLOOR=MOMENT_FLOOR, num_warps=8)
-    return (row_O, column_I), Factors(by_row_O.unsqueeze(1), by_column_I, is_finite)
+    launch(
+        _update_moments,
+        (1,),
+        *moments,
+        *sums,
+        peak,
+        step,
+        by_row_O,
+        by_column_I,
+        is_finite,
+        rows,
+        cols,
+        _VECTOR,
+        DECAY=MOMENT_DECAY,
+        FLOOR=MOMENT_FLOOR,
+        SMALLEST=SMALLEST_MOMENT,
+        num_warps=8,
+    )
+    return Factors(by_row_O.unsqueeze(1), by_column_I, is_finite)
 
 
 @triton.jit
@@ -75,12 +88,14 @@ def _square_sums(g, sums, peak, bits, rows, cols, ROWS: tl.constexpr, COLUMNS: t
 
 
 @triton.jit
-def _moments(old, sums, COUNT: tl.constexpr, at, SIZE: tl.constexpr, is_finite, DECAY: tl.constexpr):
-    """New moments [BLOCK], float32; 0 where nothing is."""
-    before = tl.load(old + at, at < SIZE, other=0.0)
+def _move(moments, sums, COUNT: tl.constexpr, at, SIZE: tl.constexpr, is_finite, DECAY: tl.constexpr):
+    """New moments [BLOCK], stored, as float64; 0 where nothing is."""
+    before = tl.load(moments + at, at < SIZE, other=0.0)
     mean = tl.load(sums + at, at < SIZE, other=0.0) / COUNT
     after = (before.to(tl.float64) * DECAY + mean * (1.0 - DECAY)).to(tl.float32)
-    return tl.where(is_finite, after, before)
+    after = tl.where(is_finite, after, before)
+    tl.store(moments + at, after, at < SIZE)
+    return after.to(tl.float64)
 
 
 @triton.jit
@@ -97,14 +112,12 @@ def _power(base: tl.constexpr, exponent):
 
 @triton.jit
 def _update_moments(
-    old_row,
-    old_column,
+    row,
+    column,
     row_sums,
     column_sums,
     peak,
     step,
-    row,
-    column,
     row_factors,
     column_factors,
     finite,
@@ -113,6 +126,7 @@ def _update_moments(
     BLOCK: tl.constexpr,
     DECAY: tl.constexpr,
     FLOOR: tl.constexpr,
+    SMALLEST: tl.constexpr,
 ):
     largest = tl.load(peak)
     INFINITY: tl.constexpr = float("inf")
@@ -121,23 +135,19 @@ def _update_moments(
     settled = 1.0 - _power(DECAY, tl.load(step))
     row_total = tl.zeros([BLOCK], tl.float64)
     for first in range(0, ROWS, BLOCK):
-        at = first + tl.arange(0, BLOCK)
-        moments = _moments(old_row, row_sums, COLS, at, ROWS, is_finite, DECAY)
-        tl.store(row + at, moments, at < ROWS)
-        row_total += moments.to(tl.float64)
+        row_total += _move(row, row_sums, COLS, first + tl.arange(0, BLOCK), ROWS, is_finite, DECAY)
     column_total = tl.zeros([BLOCK], tl.float64)
     for first in range(0, COLS, BLOCK):
-        at = first + tl.arange(0, BLOCK)
-        moments = _moments(old_column, column_sums, ROWS, at, COLS, is_finite, DECAY)
-        tl.store(column + at, moments, at < COLS)
-        column_total += moments.to(tl.float64) / settled
-    row_mean = tl.maximum(tl.sum(row_total) / ROWS, 1e-60)
-    column_floor = tl.maximum(tl.sum(column_total) / COLS * FLOOR, 1e-60)
+        moments = _move(column, column_sums, ROWS, first + tl.arange(0, BLOCK), COLS, is_finite, DECAY)
+        column_total += moments / settled
+    row_mean = tl.maximum(tl.sum(row_total) / ROWS, SMALLEST)
+    column_floor = tl.maximum(tl.sum(column_total) / COLS * FLOOR, SMALLEST)
+    tl.debug_barrier()  # what follows reads what other threads may have stored
     for first in range(0, ROWS, BLOCK):
         at = first + tl.arange(0, BLOCK)
-        share = _moments(old_row, row_sums, COLS, at, ROWS, is_finite, DECAY).to(tl.float64) / row_mean
+        share = tl.load(row + at, at < ROWS, other=0.0).to(tl.float64) / row_mean
         tl.store(row_factors + at, (1.0 / tl.sqrt(tl.maximum(share, FLOOR))).to(tl.float32), at < ROWS)
     for first in range(0, COLS, BLOCK):
         at = first + tl.arange(0, BLOCK)
-        size = _moments(old_column, column_sums, ROWS, at, COLS, is_finite, DECAY).to(tl.float64) / settled
+        size = tl.load(column + at, at < COLS, other=0.0).to(tl.float64) / settled
         tl.store(column_factors + at, (1.0 / tl.sqrt(tl.maximum(size, column_floor))).to(tl.float32), at < COLS)

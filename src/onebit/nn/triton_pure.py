@@ -16,6 +16,8 @@ Shape suffixes: O outputs, I inputs, B bytes of a row.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -30,6 +32,7 @@ from onebit.quant.counters import Counter
 __all__ = [
     "code_sums",
     "deposit",
+    "deposit_whole",
     "fire",
     "forward_product",
     "input_gradient",
@@ -89,6 +92,11 @@ def deposit(
         BOUND=counter.bound,
         PER_BYTE=_PER_BYTE[counter.name],
     )
+
+
+def deposit_whole(*_: Any, **__: Any) -> bool:
+    """As `PureKernels.deposit_whole`, which these take in steps."""
+    return False
 
 
 def fire(codes_OB: Tensor, counters_OB: Tensor, counter: Counter, cols: int, *, is_binary: bool) -> Tensor:

@@ -23,6 +23,7 @@ __all__ = ["DEFAULT_ACCUMULATION", "Accumulation", "FiringWeight", "Pure1BitOpti
 
 Accumulation = Literal["bfloat16", "int8", "deposit"]
 DEFAULT_ACCUMULATION: Accumulation = "int8"
+_FUSED = ("cpu", "cuda")  # where AdamW can be one operation for all small parameters instead of ten for each
 
 
 class FiringWeight(Protocol):
@@ -94,7 +95,9 @@ class Pure1BitOptimizer(torch.optim.AdamW):
             "rule": None if rule is None else rule.as_dict(),
         }
         self._weights = dict(weights)
-        super().__init__([*groups, scales], lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+        groups = [{**group, "params": list(group["params"])} for group in (*groups, scales)]
+        fused = all(parameter.device.type in _FUSED for group in groups for parameter in group["params"]) or None
+        super().__init__(groups, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=fused)
         for number, weight in self._weights.items():
             weight.attach(self, number)
 

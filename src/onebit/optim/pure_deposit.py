@@ -34,11 +34,11 @@ __all__ = [
     "LARGEST_SQUARE",
     "MOMENT_DECAY",
     "MOMENT_FLOOR",
+    "SMALLEST_MOMENT",
     "Factors",
     "deposit_counts",
     "deposit_rule",
     "eta_from_lr",
-    "moment_factors",
     "peak_of",
     "row_chunks",
     "square_shift",
@@ -52,6 +52,7 @@ CLIP = 1.0
 # A row or column whose gradients are this much smaller than the mean's is treated as if it were at this size: below
 # it, their squares are lost in the exact sums.
 MOMENT_FLOOR = 2.0**-40
+SMALLEST_MOMENT = 1e-60  # what is divided by where there was no gradient yet
 ENERGY_SHIFT = 1.5 * 2.0**32  # rounds squares of updates, which are about 1, to multiples of 2^-20
 LARGEST_SQUARE = 2.0**20
 _CHUNK = {"cpu": 1 << 18}  # elements worked on at once: temporaries stay in the cache
@@ -113,30 +114,22 @@ def square_sums(g_OI: Tensor, peak: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     return row_O, column_I
 
 
-def update_moments(
-    moments: tuple[Tensor, Tensor], sums: tuple[Tensor, Tensor], peak: Tensor, step: Tensor
-) -> tuple[tuple[Tensor, Tensor], Factors]:
-    """(new moments, factors) from the sums of `square_sums`, of whole rows and columns.
+def update_moments(moments: tuple[Tensor, Tensor], sums: tuple[Tensor, Tensor], peak: Tensor, step: Tensor) -> Factors:
+    """Take in the sums of `square_sums`, of whole rows and columns; the factors that follow.
 
-    moments: R [O] and C [I], float32, zeros at first. step: how many deposits there were, this one included. A gradient
-    with NaN, infinity or a number whose square overflows float32 leaves the moments as they were.
+    moments: R [O] and C [I], float32, zeros at first, changed in place. step: how many deposits there were, this one
+    included. A gradient with NaN, infinity or a number whose square overflows float32 leaves the moments as they were.
     """
-    (old_row_O, old_column_I), (row_O, column_I) = moments, sums
+    (row_moments_O, column_moments_I), (row_O, column_I) = moments, sums
     is_finite = torch.isfinite(peak.float().square())  # moments hold squares
     mean_row_O, mean_column_I = row_O / column_I.shape[0], column_I / row_O.shape[0]
-    new_row_O = (old_row_O.double() * MOMENT_DECAY + mean_row_O * (1.0 - MOMENT_DECAY)).float()
-    new_column_I = (old_column_I.double() * MOMENT_DECAY + mean_column_I * (1.0 - MOMENT_DECAY)).float()
-    new_row_O = torch.where(is_finite, new_row_O, old_row_O)
-    new_column_I = torch.where(is_finite, new_column_I, old_column_I)
-    return (new_row_O, new_column_I), moment_factors((new_row_O, new_column_I), step, is_finite)
-
-
-def moment_factors(moments: tuple[Tensor, Tensor], step: Tensor, is_finite: Tensor) -> Factors:
-    """The factors of moments that `step` deposits made."""
-    row_O, column_I = moments
-    share_O = row_O.double() / row_O.double().mean().clamp_min(1e-60)
-    size_I = column_I.double() / (1.0 - MOMENT_DECAY ** step.double())
-    size_I = torch.maximum(size_I, size_I.mean() * MOMENT_FLOOR).clamp_min(1e-60)
+    new_row_O = (row_moments_O.double() * MOMENT_DECAY + mean_row_O * (1.0 - MOMENT_DECAY)).float()
+    new_column_I = (column_moments_I.double() * MOMENT_DECAY + mean_column_I * (1.0 - MOMENT_DECAY)).float()
+    row_moments_O.copy_(torch.where(is_finite, new_row_O, row_moments_O))
+    column_moments_I.copy_(torch.where(is_finite, new_column_I, column_moments_I))
+    share_O = row_moments_O.double() / row_moments_O.double().mean().clamp_min(SMALLEST_MOMENT)
+    size_I = column_moments_I.double() / (1.0 - MOMENT_DECAY ** step.double())
+    size_I = torch.maximum(size_I, size_I.mean() * MOMENT_FLOOR).clamp_min(SMALLEST_MOMENT)
     return Factors(share_O.clamp_min(MOMENT_FLOOR).rsqrt().float().unsqueeze(1), size_I.rsqrt().float(), is_finite)
 
 

@@ -1,0 +1,62 @@
+"""Which kernels pure training runs on, and that it says why."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from onebit.errors import ConfigError, EngineError, OnebitError
+from onebit.nn import pure_kernels, torch_pure
+from onebit.nn.pure_kernels import kernels_for
+
+try:
+    from onebit.nn import c_pure
+except EngineError as error:
+    pytest.skip(str(error), allow_module_level=True)
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    pure_kernels._chosen.cache_clear()
+    return monkeypatch
+
+
+def test_c_is_taken_on_a_cpu_and_said_once(fresh: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    fresh.delenv("ONEBIT_PURE_KERNELS", raising=False)
+    with caplog.at_level(logging.INFO, "onebit"):
+        assert kernels_for(torch.zeros(1)) is c_pure
+        assert kernels_for(torch.zeros(2)) is c_pure
+    assert [record.getMessage() for record in caplog.records] == [
+        "pure training on cpu: c kernels (the fastest on cpu)"
+    ]
+
+
+def test_without_the_library_torch_is_taken_and_the_reason_said(
+    fresh: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fresh.delenv("ONEBIT_PURE_KERNELS", raising=False)
+
+    def load(name: str) -> pure_kernels.PureKernels:
+        if name == "c":
+            raise OnebitError("the onebit engine is not built")
+        return torch_pure
+
+    fresh.setattr(pure_kernels, "_load", load)
+    with caplog.at_level(logging.INFO, "onebit"):
+        assert kernels_for(torch.zeros(1)) is torch_pure
+    assert "pure training on cpu: torch kernels (the onebit engine is not built)" in caplog.text
+
+
+def test_the_environment_decides(fresh: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    fresh.setenv("ONEBIT_PURE_KERNELS", "torch")
+    with caplog.at_level(logging.INFO, "onebit"):
+        assert kernels_for(torch.zeros(1)) is torch_pure
+    assert "torch kernels (ONEBIT_PURE_KERNELS asks for it)" in caplog.text
+    fresh.setenv("ONEBIT_PURE_KERNELS", "c")
+    with pytest.raises(OnebitError, match="the C kernels know CPU tensors only, not meta"):
+        kernels_for(torch.zeros(1, device="meta"))
+    fresh.setenv("ONEBIT_PURE_KERNELS", "C")
+    with pytest.raises(ConfigError, match="ONEBIT_PURE_KERNELS is 'C', expected one of torch, c, triton"):
+        kernels_for(torch.zeros(1))
