@@ -1,6 +1,6 @@
 """What does a pure training step cost beside the hybrid one, and how near are its kernels to the machine?
 
-    python benchmarks/pure_step.py [--device cpu] [--cases decoder block] [--rounds 7]
+    python benchmarks/pure_step.py [--device cpu] [--cases decoder block] [--arms hybrid int8_c] [--rounds 7]
     python benchmarks/pure_step.py --quick     toy sizes, seconds, nothing is recorded
 
 A step is forward, backward and optimizer. Cases: the 3M decoder of benchmarks/pure.py with its loss, and the layers of
@@ -48,6 +48,7 @@ ARMS = {
     "cpu": ("hybrid", "int8_torch", "int8_c", "int4_c"),
     "cuda": ("hybrid", "int8_torch", "int8_triton", "int4_triton"),
 }
+ALL_ARMS = tuple(dict.fromkeys(arm for arms in ARMS.values() for arm in arms))
 CASES = {"cpu": ("decoder", "block"), "cuda": ("decoder", "block", "block_compiled", "wide", "wide_compiled")}
 BLOCKS = {"cpu": CPU["block"], "cuda": CUDA["block"]}
 WIDE = Shape(2560, 2048, inner=6912, batch=8, heads=20)
@@ -111,12 +112,12 @@ def _block(shape: Shape) -> nn.Module:
     return Block(shape, lambda inputs, outputs: nn.Linear(inputs, outputs, bias=False))
 
 
-def measure_steps(case: str, device: torch.device, rounds: int, quick: bool) -> dict[str, list[float]]:
+def measure_steps(case: str, arms: list[str], device: torch.device, rounds: int, quick: bool) -> dict[str, list[float]]:
     """Seconds of every round of every arm."""
     torch._dynamo.reset()
     block = WIDE if case.startswith("wide") else BLOCKS[device.type]
     shape, size = (QUICK_BLOCK, "0.7M") if quick else (block, "3M")
-    contenders = {arm: Contender(case, arm, device, shape, size) for arm in ARMS[device.type]}
+    contenders = {arm: Contender(case, arm, device, shape, size) for arm in arms}
     for contender in contenders.values():
         contender.seconds()
         contender.seconds()
@@ -150,10 +151,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=tuple(ARMS), default=device_name, help="[default: CUDA where there is one]")
     parser.add_argument("--cases", nargs="+", choices=CASES["cuda"], help="[default: all of the device]")
+    parser.add_argument(
+        "--arms", nargs="+", choices=ALL_ARMS, help="beside hybrid, which is always there [default: all]"
+    )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--rows", type=int, default=6912, help="of the matrix for kernels [default: 6912]")
     parser.add_argument("--cols", type=int, default=2560, help="[default: 2560]")
     parser.add_argument("--tokens", type=int, help="of the products [default: 512, on CUDA 4096]")
+    parser.add_argument("--steps-only", action="store_true", help="leave out the kernels: minutes less on a GPU")
     parser.add_argument("--quick", action="store_true", help="to see that it works; numbers mean nothing")
     arguments = parser.parse_args()
     if arguments.device == "cpu":
@@ -162,8 +167,9 @@ def main() -> None:
     cases = arguments.cases or CASES[device.type]
     matrix = (arguments.rows, arguments.cols, arguments.tokens or TOKENS[device.type])
     rows, cols, tokens = (96, 320, 24) if arguments.quick else matrix
-    steps = {case: measure_steps(case, device, arguments.rounds, arguments.quick) for case in cases}
-    figures, kernels = measure_kernels(device, rows, cols, tokens)
+    arms = [arm for arm in ARMS[device.type] if arm == "hybrid" or arm in (arguments.arms or ARMS[device.type])]
+    steps = {case: measure_steps(case, arms, device, arguments.rounds, arguments.quick) for case in cases}
+    figures, kernels = ({}, {}) if arguments.steps_only else measure_kernels(device, rows, cols, tokens)
     figures = step_figures(steps) | figures
     for name, value in figures.items():
         print(f"{name:<48} {value:10.4g}")
