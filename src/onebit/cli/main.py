@@ -47,11 +47,11 @@ COMMANDS: dict[str, CommandLine] = {
     "compress": CommandLine("Convert", "Pack a checkpoint at four ternary codes a byte, and back."),
     "generate": CommandLine("Run", "Continue a prompt, streamed to the terminal."),
     "serve": CommandLine("Run", "Serve a model to OpenAI's clients, with a chat page."),
-    "eval": CommandLine("Judge", "Loss, perplexity and bits per byte on a text file."),
+    "eval": CommandLine("Judge", "Loss on a text, tasks, size and speed of one model or several."),
     "eval-config": CommandLine("Judge", "Loss and exact file size of a model under one bit-width map."),
     "verify": CommandLine("Judge", "Compare two forms of a model; exit 1 when they differ."),
     "bench": CommandLine("Judge", "Speed of decode and prefill beside this machine's limits."),
-    "info": CommandLine("Look inside", "What a .1bit file holds: shapes, sizes, bits per weight."),
+    "info": CommandLine("Look inside", "What a .1bit or GGUF file holds: shapes, sizes, bits per weight."),
 }
 
 # BadParameter is the one usage error every typer version exports; its last ancestor before Exception is the parent
