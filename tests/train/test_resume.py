@@ -70,8 +70,9 @@ SOFT = {
         {"lr_decay": "two-stage", "shape": SOFT},
         {"streaming": True, "val_fraction": 0.0},
         {"optimizer": "muon", "bf16": True},
+        {"pure": True, "pure_eta": 0.3, "log_every": 3, "save_every": 4, "accumulation_steps": 2, "eval_every": 4},
     ],
-    ids=["plain", "between log lines", "soft and two-stage", "streaming", "muon"],
+    ids=["plain", "between log lines", "soft and two-stage", "streaming", "muon", "pure"],
 )
 def test_sigterm_saves_and_the_same_call_goes_on_bit_for_bit(
     settings: MakeSettings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, changes: dict[str, Any]

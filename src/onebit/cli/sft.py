@@ -8,10 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from onebit.cli.fine_tuning_options import CONTEXT_SETTINGS, MODEL, FineTuningOptions, settings_from, takes
+from onebit.cli.pure_options import Pure, PureAccumulation, PureCounter, PureEta, PureFlipBudget
 
 __all__ = ["CONTEXT_SETTINGS", "sft"]
-
-_PURE = "Pure training"
 
 
 @dataclass(kw_only=True)
@@ -27,28 +26,11 @@ class SftOptions(FineTuningOptions):
             rich_help_panel=MODEL,
         ),
     ]
-    pure: Annotated[
-        bool,
-        typer.Option("--pure", help="Train codes without latents, at 1.25 bytes a weight.", rich_help_panel=_PURE),
-    ] = False
-    pure_counter: Annotated[
-        str, typer.Option(help="int8, int4 (0.75 bytes a weight) or none (0.5, worse).", rich_help_panel=_PURE)
-    ] = "int8"
-    pure_accumulation: Annotated[
-        str,
-        typer.Option(
-            help="What several batches a step are summed in: int8 (1.03 bytes a weight), bfloat16 (2) or deposit (0, "
-            "worse).",
-            rich_help_panel=_PURE,
-        ),
-    ] = "int8"
-    pure_eta: Annotated[
-        float | None, typer.Option(help="Rate of the codes [default: 2 lr / mean|W|].", rich_help_panel=_PURE)
-    ] = None
-    pure_flip_budget: Annotated[
-        float | None,
-        typer.Option(help="Rate of the codes from how often noise may move each in the run.", rich_help_panel=_PURE),
-    ] = None
+    pure: Pure = False
+    pure_counter: PureCounter = "int8"
+    pure_accumulation: PureAccumulation = "int8"
+    pure_eta: PureEta = None
+    pure_flip_budget: PureFlipBudget = None
 
 
 @takes(SftOptions)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from onebit.cli.pure_options import Pure, PureAccumulation, PureCounter, PureEta, PureFlipBudget
 from onebit.errors import ConfigError
 
 __all__ = ["train"]
@@ -97,6 +98,11 @@ def train(
             rich_help_panel=_OPTIMISER,
         ),
     ] = 1.0,
+    pure: Pure = False,
+    pure_counter: PureCounter = "int8",
+    pure_accumulation: PureAccumulation = "int8",
+    pure_eta: PureEta = None,
+    pure_flip_budget: PureFlipBudget = None,
     max_steps: Annotated[int, typer.Option(help="Optimizer steps.", rich_help_panel=_RUN)] = 1000,
     max_minutes: Annotated[
         float | None,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
-from onebit.optim import Muon, decaying_parameter_names, muon_groups
 from onebit.train.trainer import next_token_loss
 
 __all__ = ["seconds_per_step", "steps_for"]
@@ -34,19 +34,16 @@ def seconds_per_step(
     vocab_size: int,
     accumulation_steps: int,
     bf16: bool,
-    muon: bool = False,
+    make_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
 ) -> float:
     """Return the time of an optimizer step on random tokens; model and random states stay as they were.
 
+    make_optimizer: of a copy of the model, which it may change.
     The lower quartile of some seconds of steps: other programs make steps slower, none makes them faster.
     """
     device = next(model.parameters()).device
     trial = copy.deepcopy(model).train()
-    optimizer: torch.optim.Optimizer
-    if muon:
-        optimizer = Muon(muon_groups(trial, decaying_parameter_names(trial), 0.1), 1e-4)
-    else:
-        optimizer = torch.optim.AdamW(trial.parameters(), lr=1e-4, fused=device.type != "mps")
+    optimizer = make_optimizer(trial)
     generator = torch.Generator().manual_seed(0)
     ids_BL = torch.randint(vocab_size, (batch_size, block_size), generator=generator).to(device)
     times: list[float] = []

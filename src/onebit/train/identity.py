@@ -33,6 +33,7 @@ _DECIDING = (
     "bf16",
     "streaming",
 )
+_DECIDING_PURE = ("pure_counter", "pure_accumulation", "pure_eta", "pure_flip_budget")
 _TRANSFORMERS_OWN = ("transformers_version", "architectures", "_name_or_path", "dtype", "torch_dtype")
 
 
@@ -44,6 +45,7 @@ def identity(
     return {
         "data": data.fingerprint,
         **{name: getattr(settings, name) for name in _DECIDING},
+        "pure": {name: getattr(settings, name) for name in _DECIDING_PURE} if settings.pure else None,
         "init_from": str(settings.init_from) if settings.init_from else None,
         "max_steps": max_steps,
         "processes": processes,

@@ -20,11 +20,11 @@ from onebit import __version__
 from onebit.data import PackedBlocks, PreparedData
 from onebit.formats.atomic import replacing
 from onebit.models import OneBitConfig
-from onebit.nn import bit_layers
+from onebit.nn import bit_layers, pure_weights
 from onebit.train.schedule_callback import dials
 from onebit.train.settings import TrainSettings
 
-__all__ = ["MANIFEST_NAME", "manifest", "versions", "write_json"]
+__all__ = ["MANIFEST_NAME", "manifest", "parameter_counts", "versions", "write_json"]
 
 MANIFEST_NAME = "training_manifest.json"
 _PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "datasets", "numpy", "safetensors")
@@ -65,7 +65,6 @@ def manifest(
     """Return the manifest of a run that ended at `steps`; `status` is "complete" or "interrupted"."""
     last = dials(max(steps - 1, 0), max_steps, config)
     hard = last["lambda_"] == 1.0 and last["soft_alpha"] == 0.0 and last["arenas"] == 0.0
-    coded = sum(layer.weight.numel() for _, layer in bit_layers(model))
     return {
         "model_type": config.model_type,
         "base_model": str(settings.init_from) if settings.init_from is not None else None,
@@ -81,7 +80,7 @@ def manifest(
         "final_metrics": metrics,
         "final_soft_alpha": last["soft_alpha"],
         "final_arenas": last["arenas"],
-        "parameters": {"total": sum(p.numel() for p in model.parameters()), "binary_or_ternary": coded},
+        "parameters": parameter_counts(model),
         "data": {
             "source": settings.data,
             "fingerprint": data.fingerprint,
@@ -97,6 +96,13 @@ def manifest(
         "settings": settings.as_dict(),
         "config": json.loads(config.to_json_string(use_diff=False)),
     }
+
+
+def parameter_counts(model: nn.Module) -> dict[str, int]:
+    """How many weights there are, latents or codes, and how many of them compute as codes."""
+    pure = sum(weight.shape.numel() for weight in pure_weights(model).values())
+    coded = sum(layer.weight.numel() for _, layer in bit_layers(model))
+    return {"total": sum(p.numel() for p in model.parameters()) + pure, "binary_or_ternary": coded + pure}
 
 
 def _counts(blocks: Any) -> dict[str, int] | None:

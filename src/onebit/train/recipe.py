@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from transformers.utils import logging as library_logging
 from onebit.data import PackedBlocks, PreparedData
 from onebit.models import OneBitConfig
 from onebit.models.devices import check_device
-from onebit.optim import LearningRate
+from onebit.optim import LearningRate, Muon, decaying_parameter_names, muon_groups
 from onebit.train.arguments import training_arguments
 from onebit.train.budget import seconds_per_step, steps_for
 from onebit.train.checkpoints import last_checkpoint, remove_checkpoints, remove_leftovers
@@ -32,8 +33,10 @@ from onebit.train.keep_best import BEST, KeepBest, best_record
 from onebit.train.manifest import MANIFEST_NAME, manifest, write_json
 from onebit.train.metrics_log import MetricsLog, read_metrics
 from onebit.train.picture import draw_loss_curve
-from onebit.train.preparation import make_model, open_everything
+from onebit.train.preparation import make_model, open_everything, read_config
 from onebit.train.progress import ProgressLines, duration
+from onebit.train.pure_run import say_rates
+from onebit.train.pure_trainer import PureTrainer, check_pure_config, trial_optimizer, without_latents
 from onebit.train.schedule_callback import ScheduleCallback, dials
 from onebit.train.settings import TrainSettings
 from onebit.train.trainer import OneBitTrainer
@@ -76,12 +79,18 @@ def train(settings: TrainSettings) -> TrainResult:
         progress = ProgressLines(quiet=settings.quiet)
         arguments = training_arguments(settings)
         progress.quiet = progress.quiet or arguments.process_index != 0
+        if settings.pure:
+            check_pure_config(read_config(settings))
         config, data = open_everything(settings, arguments, progress.say)
+        if settings.pure:
+            config = without_latents(config, progress.say)
         set_seed(settings.seed)
         model = make_model(settings, config).to(arguments.device)
         settings, checkpoint = decide_steps(settings, config, data, arguments, model, progress)
         arguments.max_steps = settings.max_steps
         trainer = make_trainer(settings, config, data, model, arguments, [stop, progress])
+        if isinstance(trainer, PureTrainer):
+            say_rates(trainer, progress)
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         finally:
@@ -148,7 +157,7 @@ def steps_within(
         vocab_size=config.vocab_size,
         accumulation_steps=settings.accumulation_steps,
         bf16=settings.bf16,
-        muon=settings.optimizer == "muon",
+        make_optimizer=lambda trial: _trial_optimizer(trial, settings),
     )
     steps = torch.tensor([steps_for(settings.max_minutes * 60.0, per_step)], device=arguments.device)
     if arguments.world_size > 1:
@@ -156,6 +165,16 @@ def steps_within(
     count = int(steps.item())
     progress.say(f"{per_step:.3f} s a step: {count} steps fit into {settings.max_minutes:g} minutes")
     return count
+
+
+def _trial_optimizer(model: Any, settings: TrainSettings) -> torch.optim.Optimizer:
+    """One of the run's kind, for a copy of its model."""
+    if settings.pure:
+        return trial_optimizer(model, settings)
+    if settings.optimizer == "muon":
+        return Muon(muon_groups(model, decaying_parameter_names(model), 0.1), 1e-4)
+    parameters = list(model.parameters())
+    return torch.optim.AdamW(parameters, lr=1e-4, fused=parameters[0].device.type != "mps")
 
 
 def make_trainer(
@@ -176,7 +195,8 @@ def make_trainer(
     )
     ratio = data.train.counts.tokens_per_byte if isinstance(data.train, PackedBlocks) else None
     callbacks = [ScheduleCallback(config, settings.lr_decay), MetricsLog(settings.output_dir), *callbacks]
-    trainer = OneBitTrainer(
+    make: Any = partial(PureTrainer, options=settings) if settings.pure else OneBitTrainer
+    trainer: OneBitTrainer = make(
         model,
         arguments,
         train_blocks=data.train,

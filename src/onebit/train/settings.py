@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 
 from onebit.errors import ConfigError, nearest_name
 from onebit.optim import Decay
+from onebit.train.pure_options import PureOptions
 
 __all__ = ["Device", "Optimizer", "Tracker", "TrainSettings"]
 
@@ -25,13 +26,13 @@ _NOT_NEGATIVE = ("lr", "min_lr", "lr_warmup_steps", "save_every", "eval_every", 
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSettings:
+class TrainSettings(PureOptions):
     """One run. `data` and `output_dir` are needed, all else has a default that trains.
 
     The model comes from one of `config` (a config.json or an OneBitConfig) and `preset` (bitnet when neither is given),
     with the fields in `overrides` replaced; or from a checkpoint folder, `init_from`. `bit_width_map` replaces the map
     of either: {module: level}, or a file of `onebit search`. The tokenizer is the one given, else one is trained on the
-    data.
+    data. With `pure` and the settings with its name (`PureOptions`), codes and counters are trained instead of latents.
 
     Raises:
         ConfigError: a value that cannot work, named as the flag is.
@@ -103,6 +104,8 @@ class TrainSettings:
             known = get_args(kind)
             value = getattr(self, name)
             self._check(name, value in known, f"one of {', '.join(known)}{nearest_name(str(value), known)}")
+        if self.pure:
+            self._check_pure()
         if self.init_from is not None and (self.config is not None or self.preset is not None or self.overrides):
             raise ConfigError("--init-from brings its own configuration; drop --config, --preset and --set")
         if self.config is not None and self.preset is not None:
@@ -123,6 +126,14 @@ class TrainSettings:
             values["config"] = config.to_dict()
         plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
         return plain
+
+    def _check_pure(self) -> None:
+        self.check_pure({"bit_width_map": "gives levels to latents, which --pure does not have"})
+        self._check("lr", self.lr > 0, "a positive number with --pure")
+        if self.optimizer != "adamw":
+            raise ConfigError(
+                f"--optimizer {self.optimizer} moves latents, which --pure does not have; drop one of them"
+            )
 
     def _check(self, name: str, holds: bool, expected: str) -> None:
         if not holds:

@@ -59,7 +59,8 @@ def sft(settings: SftSettings) -> TrainResult:
         ConfigError, DataError, MissingExtraError: with one line that says what to change.
     """
     if settings.pure:
-        from onebit.train.pure_sft import PureSftTrainer, say_rates
+        from onebit.train.pure_run import say_rates
+        from onebit.train.pure_sft import PureSftTrainer
 
         return fine_tune(settings, partial(PureSftTrainer, settings), say_rates)
     return fine_tune(settings, TernarySftTrainer)

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 
 from onebit.models.converted import CONVERSION_FIELD
-from onebit.nn import bit_layers
-from onebit.train.manifest import versions
+from onebit.train.manifest import parameter_counts, versions
 from onebit.train.sft_settings import SftSettings
 from onebit.train.sft_trainer import TernarySftTrainer
 
@@ -33,7 +32,6 @@ def sft_manifest(
     steps, max_steps = trainer.state.global_step, trainer.state.max_steps
     final_lambda = trainer.warmup.value(max(steps - 1, 0), max_steps)
     model: Any = trainer.model
-    coded = sum(layer.weight.numel() for _, layer in bit_layers(model))
     return {
         "base_model": settings.model_name_or_path,
         "training_steps": steps,
@@ -48,7 +46,7 @@ def sft_manifest(
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "final_metrics": metrics,
         "conversion": getattr(model.config, CONVERSION_FIELD, None),
-        "parameters": {"total": sum(p.numel() for p in model.parameters()), "binary_or_ternary": coded},
+        "parameters": parameter_counts(model),
         "data": {
             "source": settings.dataset_name,
             "fingerprint": fingerprint,

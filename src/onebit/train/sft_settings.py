@@ -13,9 +13,8 @@ from typing import Any, get_args
 
 from onebit.errors import ConfigError, nearest_name
 from onebit.optim import LambdaShape
-from onebit.optim.pure1bit_optimizer import DEFAULT_ACCUMULATION, Accumulation
 from onebit.quant import ActivationQuantizer, Granularity, QuantizerName
-from onebit.quant.counters import CounterName
+from onebit.train.pure_options import PureOptions
 from onebit.train.settings import Device, Tracker
 
 __all__ = ["SftSettings"]
@@ -48,7 +47,7 @@ _NOT_DECIDING_OF_TRL = frozenset({"fsdp", "fsdp_config", "ddp_timeout", "ddp_buc
 
 
 @dataclass(frozen=True, kw_only=True)
-class SftSettings:
+class SftSettings(PureOptions):
     """One run. The model, the data and the output folder are needed, all else has a default that trains.
 
     model_name_or_path: a folder or a cached model; float, latents (`prequantized`), one that was converted, or one that
@@ -57,10 +56,9 @@ class SftSettings:
     else absmean in groups of 128, or per tensor for latents of BitNet models. bit_width_map: levels of a model that
     `onebit train` made, {module: level} or a file of `onebit search`. calibration_rows: so many rows choose
     codes and scales at the start, instead of rounding. use_peft: train adapters over the frozen ternary model and merge
-    them at the end (`lora`); lora_*: as there. pure: train codes and counters instead of latents (`pure_sft`), without
-    a warm-up; pure_counter: as `replace_linear_with_pure1bit_linear`; pure_accumulation, pure_eta: as
-    `create_pure1bit_optimizer`; pure_flip_budget: as `eta_from_flip_budget`, with the run's own schedule. max_steps
-    None: num_train_epochs decides. trl: further fields of TRL's SFTConfig.
+    them at the end (`lora`); lora_*: as there. pure and the settings with its name (`PureOptions`): codes and counters
+    instead of latents, without a warm-up. max_steps None: num_train_epochs decides. trl: further fields of TRL's
+    SFTConfig.
 
     Raises:
         ConfigError: a value that cannot work, named as the flag is.
@@ -93,11 +91,6 @@ class SftSettings:
     lora_dropout: float = 0.0
     lora_target_modules: tuple[str, ...] | None = None
     lora_form: str = "inside"
-    pure: bool = False
-    pure_counter: str = "int8"
-    pure_accumulation: str = DEFAULT_ACCUMULATION
-    pure_eta: float | None = None
-    pure_flip_budget: float | None = None
     lambda_warmup_frac: float = 0.4
     lambda_shape: LambdaShape = "linear"
 
@@ -189,22 +182,16 @@ class SftSettings:
         return plain
 
     def _check_pure(self) -> None:
-        for name, known in (("pure_counter", get_args(CounterName)), ("pure_accumulation", get_args(Accumulation))):
-            self._check(name, getattr(self, name) in known, f"one of {', '.join(known)}")
-        self._check("pure_eta", self.pure_eta is None or self.pure_eta > 0, "a positive number")
-        self._check("pure_flip_budget", self.pure_flip_budget is None or self.pure_flip_budget > 0, "a positive number")
-        if self.pure_eta is not None and self.pure_flip_budget is not None:
-            raise ConfigError("--pure-flip-budget computes what --pure-eta sets; drop one of them")
+        self.check_pure(
+            {
+                "use_peft": "trains adapters over frozen codes",
+                "tables": "quantises embeddings, which --pure keeps float",
+                "bit_width_map": "gives levels to latents, which --pure does not have",
+            }
+        )
         self._check("learning_rate", self.learning_rate > 0, "a positive number with --pure")
         if self.fp16:
             raise ConfigError("--fp16 scales losses and skips steps, which --pure cannot undo; use --bf16")
-        for name, why in (
-            ("use_peft", "trains adapters over frozen codes"),
-            ("tables", "quantises embeddings, which --pure keeps float"),
-            ("bit_width_map", "gives levels to latents, which --pure does not have"),
-        ):
-            if getattr(self, name):
-                raise ConfigError(f"--{name.replace('_', '-')} {why}; drop it or --pure")
 
     def _default(self, name: str) -> Any:
         return self.__dataclass_fields__[name].default

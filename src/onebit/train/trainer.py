@@ -44,7 +44,10 @@ def next_token_loss(
 
 
 class OneBitTrainer(AtomicCheckpoints):
-    """Trains on packed blocks; `validation` is evaluated exactly, each token once, whatever the number of processes."""
+    """Trains on packed blocks; `validation` is evaluated exactly, each token once, whatever the number of processes.
+
+    optimizer: of this model; None makes Muon or AdamW.
+    """
 
     def __init__(
         self,
@@ -55,6 +58,7 @@ class OneBitTrainer(AtomicCheckpoints):
         validation: PackedBlocks | None,
         tokenizer: TextTokenizer,
         learning_rate: LearningRate,
+        optimizer: torch.optim.Optimizer | None = None,
         muon: bool = False,
         label_smoothing: float = 0.0,
         tokens_per_byte: float | None = None,
@@ -76,6 +80,7 @@ class OneBitTrainer(AtomicCheckpoints):
             eval_dataset=validation,
             data_collator=collate,
             callbacks=[self.code_metrics, *(callbacks or [])],
+            optimizers=(optimizer, None),
         )
         self.add_callback(_StartClock(self))
         self.model_accepts_loss_kwargs = False  # the loss is a mean per batch; the Trainer divides by the accumulation
