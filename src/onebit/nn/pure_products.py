@@ -50,9 +50,10 @@ class PureProduct(torch.autograd.Function):
         """
         ctx.cols, ctx.group_size, ctx.is_binary, ctx.handle, ctx.rows = cols, group_size, is_binary, handle, rows
         ctx.dtype, ctx.x_dtype = dtype, x_TI.dtype
-        ctx.save_for_backward(log_scale, group_scales, packed_OB, x_codes_TI, x_scale_T1)
-        packed_OB = _whole(packed_OB, rows)
         scale = exported_scale(log_scale, group_scales).float()
+        kept = (scale,) if group_scales is None else (log_scale, group_scales)  # per group it is too much to keep
+        ctx.save_for_backward(packed_OB, x_codes_TI, x_scale_T1, *kept)
+        packed_OB = _whole(packed_OB, rows)
         if dtype == torch.float16 and x_scale_T1 is not None:
             # Sums of int8 codes can pass float16's 65504; a power of two moves them into range without rounding.
             x_codes_TI, x_scale_T1 = x_codes_TI * 2.0**-7, x_scale_T1 * 2.0**7
@@ -67,9 +68,9 @@ class PureProduct(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_TO: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x_TI and log_scale."""
-        log_scale, group_scales, packed_OB, x_codes_TI, x_scale_T1 = ctx.saved_tensors
+        packed_OB, x_codes_TI, x_scale_T1, *kept = ctx.saved_tensors
         packed_OB = _whole(packed_OB, ctx.rows)
-        scale = exported_scale(log_scale, group_scales).float()
+        scale = kept[0] if len(kept) == 1 else exported_scale(*kept).float()
         grad_x = grad_scale = None
         if ctx.handle or ctx.needs_input_grad[1]:
             g_TO = grad_TO if x_scale_T1 is None else grad_TO * x_scale_T1

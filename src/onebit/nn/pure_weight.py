@@ -18,7 +18,7 @@ from torch import Tensor
 
 from onebit.nn.coded_matrix import CodedMatrix
 from onebit.nn.pure_gradient_sum import BFloat16Sum, GradientSum, Int8Sum
-from onebit.nn.pure_kernels import kernels_for
+from onebit.nn.pure_kernels import PureKernels, kernels_for
 from onebit.nn.pure_storage import pack_codes
 from onebit.optim.pure_deposit import Factors
 from onebit.optim.pure_rules import Rule
@@ -131,7 +131,7 @@ class PureWeight(CodedMatrix):
         random: dict[str, Any] = {"seed": self.driver.seed, "tensor": self.tensor, "step": self.deposits}
         if not self.rows.is_part and kernels.deposit_whole(self.counters, moments, g_OI, eta, self.counter, **random):
             return
-        factors = self.rows.own_factors(self._update_moments(moments, g_OI, self.deposits))
+        factors = self.rows.own_factors(self._update_moments(kernels, moments, g_OI, self.deposits))
         energy = self.rows.sum(kernels.update_energy(g_OI, factors))
         mean_square = energy / (self.out_features * self.in_features)
         kernels.deposit(
@@ -176,13 +176,14 @@ class PureWeight(CodedMatrix):
             self.__dict__["has_moments"] = bool(self.deposits > 0)  # asked once, as it waits for a GPU
         if self.has_moments:
             return Int8Sum(self.column_moments)
-        moments = self.row_moments.clone(), self.column_moments.clone()
-        self._update_moments(moments, g_OI, self.deposits + 1)  # the first gradient tells its own sizes
+        moments = self.row_moments.clone(), self.column_moments.clone()  # the first gradient tells its own sizes
+        self._update_moments(kernels_for(g_OI), moments, g_OI, self.deposits + 1)
         return Int8Sum(moments[1])
 
-    def _update_moments(self, moments: tuple[Tensor, Tensor], g_OI: Tensor, step: Tensor) -> Factors:
+    def _update_moments(
+        self, kernels: PureKernels, moments: tuple[Tensor, Tensor], g_OI: Tensor, step: Tensor
+    ) -> Factors:
         """As `PureKernels.update_moments`, with the sums of this gradient."""
-        kernels = kernels_for(g_OI)
         peak = self.rows.largest(kernels.peak_of(g_OI))
         sums = self.rows.whole_sums(kernels.square_sums(g_OI, peak, self.out_features))
         return kernels.update_moments(moments, sums, peak, step)

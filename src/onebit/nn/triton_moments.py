@@ -32,17 +32,16 @@ def square_sums(g_OI: Tensor, peak: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     """As `PureKernels.square_sums`."""
     g_OI = g_OI.contiguous()
     sums = g_OI.new_zeros(sum(g_OI.shape), dtype=torch.float64)
-    count = triton.next_power_of_2(max(rows, g_OI.shape[1]))
-    bits = count.bit_length() - 1
-    launch(_square_sums, grid_of(g_OI, _SQUARES), g_OI, sums, peak, bits, *g_OI.shape, *_SQUARES)
-    row_O, column_I = sums.split(g_OI.shape)
+    bits = (max(rows, g_OI.shape[1]) - 1).bit_length()  # log2 of the next power of two
+    launch(_square_sums, grid_of(g_OI.shape, _SQUARES), g_OI, sums, peak, bits, *g_OI.shape, *_SQUARES)
+    row_O, column_I = sums.split_with_sizes(g_OI.shape)
     return row_O, column_I
 
 
 def update_moments(moments: tuple[Tensor, Tensor], sums: tuple[Tensor, Tensor], peak: Tensor, step: Tensor) -> Factors:
     """As `PureKernels.update_moments`."""
     rows, cols = moments[0].shape[0], moments[1].shape[0]
-    by_row_O, by_column_I = moments[0].new_empty(rows + cols).split((rows, cols))
+    by_row_O, by_column_I = moments[0].new_empty(rows + cols).split_with_sizes((rows, cols))
     is_finite = peak.new_empty((), dtype=torch.bool)
     launch(
         _update_moments,

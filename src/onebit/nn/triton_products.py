@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from onebit.nn.triton_tiles import launch, load_matrix, load_numbers, store_matrix
+from onebit.nn.triton_tiles import grid_of, launch, load_matrix, load_numbers, store_matrix
 
 __all__ = ["code_sums", "forward_product", "input_gradient", "unpack"]
 
@@ -32,8 +32,8 @@ _FEW_TOKENS = 64
 def unpack(codes_OB: Tensor, cols: int, dtype: torch.dtype, *, is_binary: bool) -> Tensor:
     """As `PureKernels.unpack`."""
     numbers_OI = codes_OB.new_empty(codes_OB.shape[0], cols, dtype=dtype)
-    grid = triton.cdiv(codes_OB.shape[0], _TILE[0]), triton.cdiv(cols, _TILE[1])
-    launch(_unpack, grid, codes_OB, numbers_OI, *numbers_OI.shape, codes_OB.shape[1], *_TILE, _per_byte(is_binary))
+    arguments = (numbers_OI, *numbers_OI.shape, codes_OB.shape[1], *_TILE, _per_byte(is_binary))
+    launch(_unpack, grid_of(numbers_OI.shape, _TILE), codes_OB, *arguments)
     return numbers_OI
 
 
@@ -46,7 +46,7 @@ def forward_product(x_TI: Tensor, codes_OB: Tensor, dtype: torch.dtype, *, is_bi
     y_TO = x_TI.new_empty(*x_TI.shape[:-1], rows, dtype=dtype)
     tile = _FEW if tokens <= _FEW_TOKENS else _MANY
     # Neighbours in time share their rows of x, the larger side; the codes, an eighth of its bytes, stay in the cache.
-    grid = triton.cdiv(rows, tile[1]), triton.cdiv(tokens, tile[0])
+    grid = grid_of((rows, tokens), tile[::-1])
     arguments = (codes_OB, y_TO, tokens, rows, codes_OB.shape[1], cols, *tile, _TERMS, _per_byte(is_binary))
     launch(_forward_product, grid, x_TI.contiguous(), *arguments, num_warps=8)
     return y_TO
@@ -61,12 +61,12 @@ def code_sums(g_OI: Tensor, codes_OB: Tensor, group_size: int, *, is_binary: boo
     """As `PureKernels.code_sums`; group_size: a multiple of 8."""
     rows, cols = g_OI.shape
     size = group_size or cols
-    sums_OG = g_OI.new_empty(rows, triton.cdiv(cols, size), dtype=torch.float32)
-    columns = min(_TILE[1], max(8, triton.next_power_of_2(size)))
+    sums_OG = g_OI.new_empty(*grid_of(g_OI.shape, (1, size)), dtype=torch.float32)
+    columns = min(_TILE[1], max(8, 1 << (size - 1).bit_length()))
     tile = _TILE[0] * _TILE[1] // columns, columns
     launch(
         _code_sums,
-        (triton.cdiv(rows, tile[0]), sums_OG.shape[1]),
+        grid_of(sums_OG.shape, (tile[0], 1)),
         g_OI.contiguous(),
         codes_OB,
         sums_OG,

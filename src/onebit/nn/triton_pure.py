@@ -52,7 +52,7 @@ def update_energy(g_OI: Tensor, factors: Factors) -> Tensor:
     g_OI = g_OI.contiguous()
     energy = g_OI.new_zeros((), dtype=torch.float64)
     arguments = (factors.row_O1, factors.column_I, energy, *g_OI.shape, *_TILE)
-    launch(_update_energy, grid_of(g_OI, _TILE), g_OI, *arguments, LARGEST=LARGEST_SQUARE, SHIFT=ENERGY_SHIFT)
+    launch(_update_energy, grid_of(g_OI.shape, _TILE), g_OI, *arguments, LARGEST=LARGEST_SQUARE, SHIFT=ENERGY_SHIFT)
     return energy
 
 
@@ -72,7 +72,7 @@ def deposit(
     """As `PureKernels.deposit`."""
     launch(
         _deposit,
-        grid_of(g_OI, _TILE),
+        grid_of(g_OI.shape, _TILE),
         counters_OB,
         g_OI.contiguous(),
         factors.row_O1,
@@ -105,7 +105,7 @@ def fire(codes_OB: Tensor, counters_OB: Tensor, counter: Counter, cols: int, *, 
     rows = codes_OB.shape[0]
     launch(
         _fire,
-        (triton.cdiv(rows, _TILE[0]), triton.cdiv(cols, _TILE[1])),
+        grid_of((rows, cols), _TILE),
         codes_OB,
         counters_OB,
         moves,

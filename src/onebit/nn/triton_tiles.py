@@ -40,9 +40,9 @@ def launch(kernel: Any, grid: tuple[int, ...], first: Tensor, *arguments: Any, *
         kernel[grid](first, *arguments, **constants, enable_fp_fusion=False)
 
 
-def grid_of(x_OI: Tensor, tile: tuple[int, int]) -> tuple[int, int]:
-    """How many tiles a matrix has along its rows and columns."""
-    return triton.cdiv(x_OI.shape[0], tile[0]), triton.cdiv(x_OI.shape[1], tile[1])
+def grid_of(shape: tuple[int, ...], tile: tuple[int, ...]) -> tuple[int, ...]:
+    """How many tiles a matrix has along its rows and columns; `triton.cdiv` takes a tenth of a step's Python."""
+    return tuple(-(-size // part) for size, part in zip(shape, tile, strict=True))
 
 
 @triton.jit

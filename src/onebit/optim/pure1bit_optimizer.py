@@ -141,14 +141,12 @@ class Pure1BitOptimizer(torch.optim.AdamW):
         share = group["lr"] / group["peak_lr"]
         if group.get("rule") is not None:
             return torch.full_like(weight.mean_magnitude, share)
-        if group["eta"] is None:
-            eta = eta_from_lr(group["peak_lr"], weight.mean_magnitude, is_binary=weight.is_binary)
-        else:
-            eta = torch.full_like(weight.mean_magnitude, group["eta"])
-        eta = eta * float(share**0.5)
+        share = float(share**0.5)
         if group["accumulation"] == "deposit":
-            eta = eta / (group["gradient_accumulation_steps"] or 1) ** 0.5
-        return eta
+            share /= (group["gradient_accumulation_steps"] or 1) ** 0.5
+        if group["eta"] is not None:
+            return torch.full_like(weight.mean_magnitude, group["eta"] * share)
+        return eta_from_lr(group["peak_lr"] * share, weight.mean_magnitude, is_binary=weight.is_binary)
 
     def set_eta(self, eta: float) -> None:
         """Take another eta at the peak of the schedule, for all weights, as the argument `eta` would have set it."""
