@@ -17,9 +17,9 @@ An arm is METHOD@RATE: float and hybrid take AdamW's rate of the matrices (hybri
 none are the counters of pure training and take eta; the rules of onebit.optim.pure_rules take lr (shadow, shadow_sgd,
 dqt), the threshold (gradient_buffer) or tau (bop), and those with a shadow begin it at the latents. `+K` behind an arm
 gives each step in K microbatches, and `:SUM` behind that says what pure training sums them in (bfloat16, int8, or
-deposit: not at all). Bits per byte are taken on 48 fixed batches at the end of the run. Each result is added to
---work-dir/results.jsonl at once; what is there is not run again. Several calls may share a work dir: rates are tried on
-the first seed, then the best takes the others.
+deposit: not at all). Bits per byte are taken on 48 fixed batches at the end of the run. What a step costs beside
+another's is for benchmarks/pure_step.py. Each result is added to --work-dir/results.jsonl at once; what is there is not
+run again. Several calls may share a work dir: rates are tried on the first seed, then the best takes the others.
 
 `--finished` runs nothing: it makes the result file and the picture of what the work dir holds for --size and --steps,
 each method at the rate that was best on the first seed.
