@@ -22,7 +22,15 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from onebit.errors import FormatError
 from onebit.train import sharding
 
-__all__ = ["AtomicCheckpoints", "last_checkpoint", "remove_checkpoints", "remove_leftovers"]
+__all__ = [
+    "AtomicCheckpoints",
+    "last_checkpoint",
+    "publish",
+    "remove_checkpoints",
+    "remove_leftovers",
+    "rotate",
+    "wait_for_all",
+]
 
 _NAME = re.compile(r"^checkpoint-(\d+)$")
 _STAGING = ".partial-checkpoint"
@@ -91,7 +99,7 @@ class AtomicCheckpoints(Trainer):
         name = f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
             remove_leftovers(run)
-        _wait_for_all()
+        wait_for_all()
         self._staging = run / _STAGING
         try:
             super()._save_checkpoint(model, trial)
@@ -99,11 +107,11 @@ class AtomicCheckpoints(Trainer):
             path.write_text(json.dumps(self.log_window()), encoding="utf-8")
         finally:
             self._staging = None
-        _wait_for_all()
+        wait_for_all()
         if self.args.should_save:
             publish(run / _STAGING / name, run / name)
             rotate(run, self.args.save_total_limit)
-        _wait_for_all()
+        wait_for_all()
 
     def create_accelerator_and_postprocess(self) -> None:
         """As the Trainer's; FSDP on a CPU too."""
@@ -165,7 +173,7 @@ class AtomicCheckpoints(Trainer):
                 _flush(file)
                 file.replace(folder / file.name)
             staging.rmdir()
-        _wait_for_all()
+        wait_for_all()
 
     def restore_loss_window(self, checkpoint: Path) -> None:
         """Take up the sums that a checkpoint holds; called once the Trainer has set its own to zero."""
@@ -239,7 +247,7 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def _wait_for_all() -> None:
+def wait_for_all() -> None:
     if dist.is_available() and dist.is_initialized():
         if torch.cuda.is_available() and dist.get_backend() == "nccl":
             dist.barrier(device_ids=[torch.cuda.current_device()])

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from onebit.train.checkpoints import publish
+from onebit.train.checkpoints import publish, wait_for_all
 
 __all__ = ["BEST", "KeepBest", "best_record"]
 
@@ -49,6 +49,7 @@ class KeepBest(TrainerCallback):
             record = {"best_step": state.global_step, "best_eval_loss": loss}
             (staged / _RECORD).write_text(json.dumps(record) + "\n", encoding="utf-8")
             publish(staged, self.folder / BEST)
+        wait_for_all()  # the end of a run asks what was kept, and all must see the same
 
     def _is_better(self, loss: float) -> bool:
         kept = best_record(self.folder)
