@@ -28,7 +28,6 @@ __all__ = [
     "publish",
     "remove_checkpoints",
     "remove_leftovers",
-    "rotate",
     "wait_for_all",
 ]
 
