@@ -1,7 +1,8 @@
-"""A program: compiles each Triton kernel of pure training for an NVIDIA architecture, given as 80 or 90.
+"""A program: launches each Triton kernel of pure training on an NVIDIA GPU that is not there, given as 80 or 90.
 
-The module's functions are called as always, with tensors of a plausible layer, but launching only compiles. It fails
-when a kernel does not compile, spills registers into memory or has a product fused with a sum.
+The module's functions are called as always, with tensors of a plausible layer; Triton compiles for a driver that
+notes launches down. It fails when a kernel does not compile, spills registers into memory or has a product fused with a
+sum, and when a launch past Triton's front end is not the front end's.
 """
 
 from __future__ import annotations
@@ -11,50 +12,88 @@ import sys
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.runtime import driver
 
 from onebit.nn import triton_moments, triton_products, triton_pure
+from onebit.nn.triton_tiles import launch_compiled
 from onebit.optim.pure_deposit import Factors
 from onebit.quant.counters import counter_named
 
 ROWS, COLS = 1024, 2048
-POINTERS = {
-    torch.bfloat16: "*bf16",
-    torch.bool: "*i1",
-    torch.float32: "*fp32",
-    torch.float64: "*fp64",
-    torch.int8: "*i8",
-    torch.int64: "*i64",
-    torch.uint8: "*u8",
-}
 
 
-def compile_only(kernel: Any, grid: tuple[int, ...], *arguments: Any, **named: Any) -> None:
-    """What `triton_tiles.launch` does, up to the machine code."""
-    options = {"enable_fp_fusion": False, "num_warps": named.pop("num_warps", 4)}
-    values = dict(zip(kernel.arg_names, arguments, strict=False)) | named
-    signature, constants, attributes = {}, {}, {}
-    for number, parameter in enumerate(kernel.params):
-        name, value = parameter.name, values[parameter.name]
-        if parameter.is_constexpr:
-            signature[name], constants[name] = "constexpr", value
-            continue
-        signature[name] = POINTERS[value.dtype] if isinstance(value, Tensor) else "i64" if value >> 31 else "i32"
-        if isinstance(value, Tensor) or (value % 16 == 0 and not parameter.do_not_specialize):
-            attributes[number,] = [["tt.divisibility", 16]]
-    source = ASTSource(kernel, signature, constants, attributes)
-    made = triton.compile(source, target=GPUTarget("cuda", int(sys.argv[1]), 32), options=options)
+class Gpu:
+    """Triton's driver, its `utils` and its `launcher_cls` in one; loaded functions are numbers."""
+
+    def __init__(self, architecture: int) -> None:
+        self.architecture = architecture
+        self.utils = self
+        self.loaded: list[str] = []
+        self.launches: list[tuple[Any, ...]] = []
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.architecture, 32)
+
+    def get_device_properties(self, device: int) -> dict[str, int]:
+        return {"max_shared_mem": 160 << 10}
+
+    def load_binary(self, name: str, binary: bytes, shared: int, device: int) -> tuple[int, int, int, int, int]:
+        self.loaded.append(name)
+        return 1, len(self.loaded), 32, 0, 1024
+
+    def launcher_cls(self, source: Any, metadata: Any) -> Any:
+        def launch(*call: Any) -> None:
+            """Grid, stream, function, options, what profilers see, hooks, then the kernel's arguments."""
+            by_address = [part.data_ptr() if isinstance(part, Tensor) else part for part in call]
+            self.launches.append((*by_address[:6], *by_address[7:]))
+
+        return launch
+
+
+def launch(
+    kernel: Any,
+    grid: tuple[int, int, int],
+    tensors: tuple[Tensor, ...],
+    numbers: tuple[Any, ...],
+    *,
+    num_warps: int = 4,
+) -> None:
+    """What `triton_tiles.launch` does on a GPU, three times: Triton's front end is asked the first time only."""
+    gpu.launches.clear()
+    asked = 0
+
+    def ask(*_: Any, **__: Any) -> None:
+        nonlocal asked
+        asked += 1
+
+    kernel.add_pre_run_hook(ask)
+    for _ in range(3):
+        launch_compiled(kernel, grid, tensors, numbers, num_warps)
+    kernel.pre_run_hooks.remove(ask)
+    assert asked <= 1, f"{kernel.__name__} went through Triton's front end {asked} times"
+    first, *others = gpu.launches
+    assert others == [first, first], f"{kernel.__name__} is launched differently past Triton's front end"
+    (made,) = (made for made in kernel.device_caches[0][0].values() if made.function == first[4])
     assembly = made.asm["ptx"]
     assert not re.search(r"\bfma\.", assembly), f"{kernel.__name__} fuses a product and a sum"
     assert ".local" not in assembly, f"{kernel.__name__} keeps numbers in memory"
-    print(kernel.__name__, constants, f"{made.metadata.shared} bytes shared")
+    print(kernel.__name__, grid, f"{made.metadata.shared} bytes shared")
+
+
+gpu = Gpu(int(sys.argv[1]))
 
 
 def main() -> None:
-    triton_pure.launch = triton_products.launch = triton_moments.launch = compile_only
+    driver.set_active(gpu)
+    triton_pure.launch = triton_products.launch = triton_moments.launch = launch
     g_OI = torch.empty(ROWS, COLS, dtype=torch.bfloat16)
     factors = Factors(torch.empty(ROWS, 1), torch.empty(COLS), torch.tensor(True))
     one = torch.tensor(1.0)
@@ -79,6 +118,13 @@ def main() -> None:
     triton_pure.forward_product(x_TI, codes[False], torch.float32, is_binary=False)
     triton_pure.forward_product(x_TI[:16], codes[True], torch.bfloat16, is_binary=True)
     triton_pure.code_sums(g_OI, codes[True], 64, is_binary=True)
+
+    known = len(gpu.loaded)
+    triton_pure.unpack(codes[False][16:], COLS, torch.bfloat16, is_binary=False)
+    assert len(gpu.loaded) == known, "16 rows less made another kernel"
+    misplaced = torch.empty(ROWS * COLS // 4 + 1, dtype=torch.uint8)[1:].view(ROWS, COLS // 4)
+    triton_pure.unpack(misplaced, COLS, torch.bfloat16, is_binary=False)
+    assert len(gpu.loaded) == known + 1, "a kernel for addresses that are multiples of 16 was launched with another"
 
 
 if __name__ == "__main__":

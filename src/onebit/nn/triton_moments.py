@@ -33,7 +33,8 @@ def square_sums(g_OI: Tensor, peak: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     g_OI = g_OI.contiguous()
     sums = g_OI.new_zeros(sum(g_OI.shape), dtype=torch.float64)
     bits = (max(rows, g_OI.shape[1]) - 1).bit_length()  # log2 of the next power of two
-    launch(_square_sums, grid_of(g_OI.shape, _SQUARES), g_OI, sums, peak, bits, *g_OI.shape, *_SQUARES)
+    numbers = (bits, *g_OI.shape, *_SQUARES)
+    launch(_square_sums, grid_of(g_OI.shape, _SQUARES), (g_OI, sums, peak), numbers)
     row_O, column_I = sums.split_with_sizes(g_OI.shape)
     return row_O, column_I
 
@@ -45,20 +46,9 @@ def update_moments(moments: tuple[Tensor, Tensor], sums: tuple[Tensor, Tensor], 
     is_finite = peak.new_empty((), dtype=torch.bool)
     launch(
         _update_moments,
-        (1,),
-        *moments,
-        *sums,
-        peak,
-        step,
-        by_row_O,
-        by_column_I,
-        is_finite,
-        rows,
-        cols,
-        _VECTOR,
-        DECAY=MOMENT_DECAY,
-        FLOOR=MOMENT_FLOOR,
-        SMALLEST=SMALLEST_MOMENT,
+        (1, 1, 1),
+        (*moments, *sums, peak, step, by_row_O, by_column_I, is_finite),
+        (rows, cols, _VECTOR, MOMENT_DECAY, MOMENT_FLOOR, SMALLEST_MOMENT),
         num_warps=8,
     )
     return Factors(by_row_O.unsqueeze(1), by_column_I, is_finite)

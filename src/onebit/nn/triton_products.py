@@ -32,8 +32,8 @@ _FEW_TOKENS = 64
 def unpack(codes_OB: Tensor, cols: int, dtype: torch.dtype, *, is_binary: bool) -> Tensor:
     """As `PureKernels.unpack`."""
     numbers_OI = codes_OB.new_empty(codes_OB.shape[0], cols, dtype=dtype)
-    arguments = (numbers_OI, *numbers_OI.shape, codes_OB.shape[1], *_TILE, _per_byte(is_binary))
-    launch(_unpack, grid_of(numbers_OI.shape, _TILE), codes_OB, *arguments)
+    constants = (*numbers_OI.shape, codes_OB.shape[1], *_TILE, _per_byte(is_binary))
+    launch(_unpack, grid_of(numbers_OI.shape, _TILE), (codes_OB, numbers_OI), constants)
     return numbers_OI
 
 
@@ -47,8 +47,8 @@ def forward_product(x_TI: Tensor, codes_OB: Tensor, dtype: torch.dtype, *, is_bi
     tile = _FEW if tokens <= _FEW_TOKENS else _MANY
     # Neighbours in time share their rows of x, the larger side; the codes, an eighth of its bytes, stay in the cache.
     grid = grid_of((rows, tokens), tile[::-1])
-    arguments = (codes_OB, y_TO, tokens, rows, codes_OB.shape[1], cols, *tile, _TERMS, _per_byte(is_binary))
-    launch(_forward_product, grid, x_TI.contiguous(), *arguments, num_warps=8)
+    numbers = (tokens, rows, codes_OB.shape[1], cols, *tile, _TERMS, _per_byte(is_binary))
+    launch(_forward_product, grid, (x_TI.contiguous(), codes_OB, y_TO), numbers, num_warps=8)
     return y_TO
 
 
@@ -61,21 +61,14 @@ def code_sums(g_OI: Tensor, codes_OB: Tensor, group_size: int, *, is_binary: boo
     """As `PureKernels.code_sums`; group_size: a multiple of 8."""
     rows, cols = g_OI.shape
     size = group_size or cols
-    sums_OG = g_OI.new_empty(*grid_of(g_OI.shape, (1, size)), dtype=torch.float32)
+    sums_OG = g_OI.new_empty(rows, -(-cols // size), dtype=torch.float32)
     columns = min(_TILE[1], max(8, 1 << (size - 1).bit_length()))
     tile = _TILE[0] * _TILE[1] // columns, columns
     launch(
         _code_sums,
         grid_of(sums_OG.shape, (tile[0], 1)),
-        g_OI.contiguous(),
-        codes_OB,
-        sums_OG,
-        rows,
-        cols,
-        codes_OB.shape[1],
-        size,
-        *tile,
-        _per_byte(is_binary),
+        (g_OI.contiguous(), codes_OB, sums_OG),
+        (rows, cols, codes_OB.shape[1], size, *tile, _per_byte(is_binary)),
     )
     return sums_OG
 

@@ -51,8 +51,9 @@ def update_energy(g_OI: Tensor, factors: Factors) -> Tensor:
     """As `PureKernels.update_energy`."""
     g_OI = g_OI.contiguous()
     energy = g_OI.new_zeros((), dtype=torch.float64)
-    arguments = (factors.row_O1, factors.column_I, energy, *g_OI.shape, *_TILE)
-    launch(_update_energy, grid_of(g_OI.shape, _TILE), g_OI, *arguments, LARGEST=LARGEST_SQUARE, SHIFT=ENERGY_SHIFT)
+    tensors = (g_OI, factors.row_O1, factors.column_I, energy)
+    numbers = (*g_OI.shape, *_TILE, LARGEST_SQUARE, ENERGY_SHIFT)
+    launch(_update_energy, grid_of(g_OI.shape, _TILE), tensors, numbers)
     return energy
 
 
@@ -70,27 +71,13 @@ def deposit(
     first_row: int = 0,
 ) -> None:
     """As `PureKernels.deposit`."""
+    by = (factors.row_O1, factors.column_I, factors.is_finite)
+    constants = (counter.remembers, counter.threshold, CLIP, counter.bound, _PER_BYTE[counter.name])
     launch(
         _deposit,
         grid_of(g_OI.shape, _TILE),
-        counters_OB,
-        g_OI.contiguous(),
-        factors.row_O1,
-        factors.column_I,
-        factors.is_finite,
-        eta,
-        mean_square,
-        step,
-        seed | tensor << 32,
-        first_row,
-        *g_OI.shape,
-        counters_OB.shape[1],
-        *_TILE,
-        REMEMBERS=counter.remembers,
-        THRESHOLD=counter.threshold,
-        CLIP_AT=CLIP,
-        BOUND=counter.bound,
-        PER_BYTE=_PER_BYTE[counter.name],
+        (counters_OB, g_OI.contiguous(), *by, eta, mean_square, step),
+        (seed | tensor << 32, first_row, *g_OI.shape, counters_OB.shape[1], *_TILE, *constants),
     )
 
 
@@ -103,21 +90,12 @@ def fire(codes_OB: Tensor, counters_OB: Tensor, counter: Counter, cols: int, *, 
     """As `PureKernels.fire`."""
     moves = torch.zeros((), dtype=torch.int64, device=codes_OB.device)
     rows = codes_OB.shape[0]
+    constants = (counter.threshold, counter.remembers, is_binary, _PER_BYTE[counter.name])
     launch(
         _fire,
         grid_of((rows, cols), _TILE),
-        codes_OB,
-        counters_OB,
-        moves,
-        rows,
-        cols,
-        codes_OB.shape[1],
-        counters_OB.shape[1],
-        *_TILE,
-        THRESHOLD=counter.threshold,
-        REMEMBERS=counter.remembers,
-        IS_BINARY=is_binary,
-        PER_BYTE=_PER_BYTE[counter.name],
+        (codes_OB, counters_OB, moves),
+        (rows, cols, codes_OB.shape[1], counters_OB.shape[1], *_TILE, *constants),
     )
     return moves
 

@@ -27,22 +27,57 @@ __all__ = [
 ]
 
 
-def launch(kernel: Any, grid: tuple[int, ...], first: Tensor, *arguments: Any, **constants: Any) -> None:
-    """Run a kernel on the device of `first`, its first argument.
+# Before 3.3 a compiled kernel takes other arguments than its source; compilers for other GPUs look at more of them.
+_KEEPS_COMPILED = torch.version.hip is None and tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 3)
+_COMPILED: dict[tuple[Any, ...], Any] = {}
+
+
+def launch(
+    kernel: Any,
+    grid: tuple[int, int, int],
+    tensors: tuple[Tensor, ...],
+    numbers: tuple[Any, ...],
+    *,
+    num_warps: int = 4,
+) -> None:
+    """Run a kernel on the device of its tensors; its parameters are these tensors, then these numbers and constants.
 
     A product and a sum stay two roundings, as in PyTorch. Triton would fuse them into one instruction that rounds once,
     and the integers of a deposit would not be the reference's.
     """
-    if first.is_cuda and first.device.index != torch.cuda.current_device():
-        with torch.cuda.device_of(first):
-            kernel[grid](first, *arguments, **constants, enable_fp_fusion=False)
-    else:  # the current device, or a CPU tensor, which Triton's interpreter takes
-        kernel[grid](first, *arguments, **constants, enable_fp_fusion=False)
+    if not tensors[0].is_cuda:  # Triton's interpreter
+        kernel[grid](*tensors, *numbers, num_warps=num_warps, enable_fp_fusion=False)
+    elif tensors[0].device.index == torch.cuda.current_device():
+        launch_compiled(kernel, grid, tensors, numbers, num_warps)
+    else:
+        with torch.cuda.device_of(tensors[0]):
+            launch_compiled(kernel, grid, tensors, numbers, num_warps)
 
 
-def grid_of(shape: tuple[int, ...], tile: tuple[int, ...]) -> tuple[int, ...]:
+def launch_compiled(
+    kernel: Any, grid: tuple[int, int, int], tensors: tuple[Tensor, ...], numbers: tuple[Any, ...], num_warps: int
+) -> None:
+    """`launch` on the current device, past Triton's front end from the second launch with arguments like these on.
+
+    That front end takes Python longer than a GPU takes for most of these kernels. What a kernel is compiled for is the
+    type of each tensor, whether its address is a multiple of 16, and some properties of numbers.
+    """
+    addresses = [tensor.data_ptr() for tensor in tensors]
+    types = [tensor.dtype for tensor in tensors]
+    known = (kernel.__name__, num_warps, numbers, tensors[0].device, *types, *[address % 16 for address in addresses])
+    compiled = _COMPILED.get(known)
+    if compiled is None:
+        compiled = kernel[grid](*tensors, *numbers, num_warps=num_warps, enable_fp_fusion=False)
+        if _KEEPS_COMPILED:
+            _COMPILED[known] = compiled
+    else:
+        compiled[grid](*addresses, *numbers)
+
+
+def grid_of(shape: tuple[int, ...], tile: tuple[int, ...]) -> tuple[int, int, int]:
     """How many tiles a matrix has along its rows and columns. `triton.cdiv` would take Python 6 us each time."""
-    return tuple(-(-size // part) for size, part in zip(shape, tile, strict=True))
+    (rows, cols), (tile_rows, tile_cols) = shape, tile
+    return -(-rows // tile_rows), -(-cols // tile_cols), 1
 
 
 @triton.jit
