@@ -16,7 +16,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from onebit.nn import triton_moments, triton_products, triton_pure
+from onebit.nn import triton_activations, triton_moments, triton_products, triton_pure
 from onebit.nn.triton_tiles import launch_compiled
 from onebit.optim.pure_deposit import Factors
 from onebit.quant.counters import counter_named
@@ -93,7 +93,8 @@ gpu = Gpu(int(sys.argv[1]))
 
 def main() -> None:
     driver.set_active(gpu)
-    triton_pure.launch = triton_products.launch = triton_moments.launch = launch
+    for module in (triton_activations, triton_moments, triton_products, triton_pure):
+        module.launch = launch
     g_OI = torch.empty(ROWS, COLS, dtype=torch.bfloat16)
     factors = Factors(torch.empty(ROWS, 1), torch.empty(COLS), torch.tensor(True))
     one = torch.tensor(1.0)
@@ -113,6 +114,7 @@ def main() -> None:
         triton_pure.deposit(counters[name], g_OI, factors, one, mean_square, counter, seed=1, tensor=2, step=step)
     for name, is_binary in (("int8", True), ("int4", False)):
         triton_pure.fire(codes[is_binary], counters[name], counter_named(name), COLS, is_binary=is_binary)
+    triton_pure.input_codes(g_OI)
     x_TI = torch.empty(256, COLS, dtype=torch.int8)
     triton_pure.unpack(codes[False], COLS, torch.bfloat16, is_binary=False)
     triton_pure.forward_product(x_TI, codes[False], torch.float32, is_binary=False)

@@ -141,6 +141,23 @@ def test_firing_gives_the_references_integers(name: str, is_binary: bool) -> Non
     assert kept[triton_pure][2] > 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("cols", [203, 1100])
+def test_inputs_become_the_references_codes(dtype: torch.dtype, cols: int) -> None:
+    generator = torch.Generator().manual_seed(cols)
+    x = torch.randn(3, 7, cols, generator=generator) * 10.0 ** torch.randint(-9, 9, (3, 7, 1), generator=generator)
+    x[0, 0] = 0.0
+    x[1, 2, : cols - 2] = torch.arange(cols - 2) % 64 + 0.5  # halves, which round to the even one
+    x[1, 2, -2:] = torch.tensor([127.0, -126.5])
+    x = x.to(dtype).to(DEVICE)
+    for got, expected in zip(triton_pure.input_codes(x), torch_pure.input_codes(x), strict=True):
+        assert got.dtype == expected.dtype
+        assert torch.equal(got, expected)
+    for bad in (float("nan"), float("inf")):
+        x[2, 3, 5] = bad
+        assert not triton_pure.input_codes(x)[1][2, 3].isfinite()
+
+
 @pytest.mark.parametrize(("is_binary", "tokens"), [(False, 7), (True, 7), (False, 70)])
 def test_products_of_int8_are_exact(is_binary: bool, tokens: int) -> None:
     w, x = codes(139, 203, is_binary), integers(3 * tokens, 203, -127, 127).view(3, tokens, 203)

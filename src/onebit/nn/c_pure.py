@@ -26,6 +26,7 @@ from onebit.engine.training import (
 )
 from onebit.nn import torch_pure
 from onebit.nn.straight_through_linear import HAS_INT8_PRODUCT, int8_product
+from onebit.nn.torch_pure import input_codes
 from onebit.optim.pure_deposit import (
     CLIP,
     ENERGY_SHIFT,
@@ -45,6 +46,7 @@ __all__ = [
     "deposit_whole",
     "fire",
     "forward_product",
+    "input_codes",
     "input_gradient",
     "instruction_set",
     "peak_of",

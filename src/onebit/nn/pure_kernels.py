@@ -101,6 +101,10 @@ class PureKernels(Protocol):
         """Move the codes whose counters are full, in place: how many moved, int64 []."""
         ...
 
+    def input_codes(self, x_TI: Tensor) -> tuple[Tensor, Tensor]:
+        """(int8 [T, I], scale float32 [T, 1]), as `quantize_activations` with "int8"; any leading dimensions."""
+        ...
+
     def unpack(self, codes_OB: Tensor, cols: int, dtype: torch.dtype, *, is_binary: bool) -> Tensor:
         """The codes as numbers, [O, I]."""
         ...

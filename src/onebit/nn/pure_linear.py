@@ -19,6 +19,7 @@ from onebit.errors import ConfigError, OnebitError
 from onebit.nn.autocast import autocast_dtype
 from onebit.nn.bit_linear import ActivationCodes, weight_quantizer_from
 from onebit.nn.hadamard import HadamardRotation
+from onebit.nn.pure_kernels import kernels_for
 from onebit.nn.pure_products import PureProduct
 from onebit.nn.pure_weight import PureWeight
 from onebit.quant import (
@@ -85,7 +86,7 @@ class Pure1BitLinear(nn.Module):
         """What `forward` accepts as `x_codes`, so that layers with one input quantise it once."""
         if self.activation_quantizer == "none":
             return None
-        return quantize_activations(x_TI if self.rotation is None else self.rotation(x_TI), self.activation_quantizer)
+        return self._input_codes(x_TI if self.rotation is None else self.rotation(x_TI))
 
     def forward(self, x_TI: Tensor, x_codes: ActivationCodes | None = None) -> Tensor:
         """[T, I] -> [T, O], in autocast's type when it is on and the inputs' otherwise.
@@ -104,7 +105,7 @@ class Pure1BitLinear(nn.Module):
         if self.activation_quantizer == "none":
             codes_TI, scale_T1 = x_TI.detach().to(dtype), None
         else:
-            codes_TI, scale_T1 = quantize_activations(x_TI, self.activation_quantizer) if x_codes is None else x_codes
+            codes_TI, scale_T1 = self._input_codes(x_TI) if x_codes is None else x_codes
         y_TO: Tensor = PureProduct.apply(  # type: ignore[no-untyped-call]
             x_TI,
             w.log_scale,
@@ -128,6 +129,11 @@ class Pure1BitLinear(nn.Module):
     def extra_repr(self) -> str:
         has_bias = self.bias is not None
         return f"{self.in_features}, {self.out_features}, bias={has_bias}, activations={self.activation_quantizer}"
+
+    def _input_codes(self, x_TI: Tensor) -> ActivationCodes:
+        if self.activation_quantizer != "int8" or torch.compiler.is_compiling():  # a compiler fuses what it sees
+            return quantize_activations(x_TI, self.activation_quantizer)
+        return kernels_for(x_TI).input_codes(x_TI)
 
     def _compute_dtype(self, x: Tensor) -> torch.dtype:
         dtype = autocast_dtype(x.device.type) or x.dtype

@@ -73,9 +73,9 @@ class PureProduct(torch.autograd.Function):
         scale = kept[0] if len(kept) == 1 else exported_scale(*kept).float()
         grad_x = grad_scale = None
         if ctx.handle or ctx.needs_input_grad[1]:
-            g_TO = grad_TO if x_scale_T1 is None else grad_TO * x_scale_T1
+            g_TO = grad_TO.to(ctx.dtype) if x_scale_T1 is None else _times(grad_TO, x_scale_T1, ctx.dtype)
             grad_scale = torch.ops.onebit.pure_weight_gradient(
-                g_TO.to(ctx.dtype).flatten(0, -2),
+                g_TO.flatten(0, -2),
                 x_codes_TI.flatten(0, -2),
                 packed_OB,
                 scale,
@@ -90,9 +90,16 @@ class PureProduct(torch.autograd.Function):
             else:
                 g_TO = (grad_TO * scale if scale.ndim else grad_TO).to(ctx.dtype)
                 grad_x = torch.ops.onebit.pure_input_gradient(g_TO, packed_OB, ctx.cols, ctx.is_binary)
-                grad_x = grad_x if scale.ndim else grad_x.mul_(scale)
+                if not scale.ndim:
+                    is_same = grad_x.dtype == ctx.x_dtype
+                    grad_x = grad_x.mul_(scale) if is_same else _times(grad_x, scale, ctx.x_dtype)
             grad_x = grad_x.to(ctx.x_dtype)
         return grad_x, grad_scale, None, None, None, None, None, None, None, None, None, None
+
+
+def _times(x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """(x * scale).to(dtype), which a GPU does in one pass."""
+    return torch.mul(x, scale, out=torch.empty_like(x, dtype=dtype))
 
 
 def _unpack(packed_OB: Tensor, cols: int, dtype: torch.dtype, is_binary: bool) -> Tensor:

@@ -25,6 +25,7 @@ from onebit.optim.pure_deposit import (
     update_moments,
 )
 from onebit.quant import counters as quant_counters
+from onebit.quant.activations import quantize_activations
 from onebit.quant.counters import Counter
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "deposit_whole",
     "fire",
     "forward_product",
+    "input_codes",
     "input_gradient",
     "peak_of",
     "square_sums",
@@ -91,6 +93,11 @@ def fire(codes_OB: Tensor, counters_OB: Tensor, counter: Counter, cols: int, *, 
         counters_OB[part] = pack_counters(counts, counter)
         moves += moved
     return moves
+
+
+def input_codes(x_TI: Tensor) -> tuple[Tensor, Tensor]:
+    """As `PureKernels.input_codes`."""
+    return quantize_activations(x_TI, "int8")
 
 
 def unpack(codes_OB: Tensor, cols: int, dtype: torch.dtype, *, is_binary: bool) -> Tensor:

@@ -9,7 +9,8 @@ A GPU does these matrices faster than Python asks for them. So what PyTorch woul
 vectors and scalars is part of a kernel here, and nothing waits for a number from the GPU.
 
 Block sizes are fixed: these kernels wait for memory, and a tile of 2048 to 4096 numbers for 128 threads gives each
-thread loads of 16 bytes and enough of them at once. Moments are in `triton_moments`, products in `triton_products`.
+thread loads of 16 bytes and enough of them at once. Moments are in `triton_moments`, products in `triton_products`,
+inputs in `triton_activations`.
 
 Shape suffixes: O outputs, I inputs, B bytes of a row.
 """
@@ -23,6 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from onebit.nn.triton_activations import input_codes
 from onebit.nn.triton_moments import peak_of, square_sums, update_moments
 from onebit.nn.triton_products import code_sums, forward_product, input_gradient, unpack
 from onebit.nn.triton_tiles import grid_of, launch, load_matrix, load_numbers, pack_numbers, random16
@@ -35,6 +37,7 @@ __all__ = [
     "deposit_whole",
     "fire",
     "forward_product",
+    "input_codes",
     "input_gradient",
     "peak_of",
     "square_sums",
