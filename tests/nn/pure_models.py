@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ def pure_model(*, tied: bool = False, seed: int = 0, **arguments: Any) -> Small:
     return model
 
 
-def loss_of(model: nn.Module, ids: Tensor) -> Tensor:
+def loss_of(model: Callable[[Tensor], Tensor], ids: Tensor) -> Tensor:
     logits = model(ids)
     return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -91,7 +91,7 @@ def test_a_rate_of_zero_changes_no_counter() -> None:
     assert int(model.up.weight.deposits) == 1
 
 
-def microbatched(model: nn.Module, optimizer: Any, steps: Iterable[int], parts: int) -> None:
+def microbatched(model: Callable[[Tensor], Tensor], optimizer: Any, steps: Iterable[int], parts: int) -> None:
     for step in steps:
         for part in IDS[step].chunk(parts):
             (loss_of(model, part) / parts).backward()
@@ -280,14 +280,15 @@ def test_parts_of_a_matrix_do_not_change_the_result(monkeypatch: pytest.MonkeyPa
     assert not differing(whole, parts)
 
 
-@pytest.mark.parametrize("parts", [1, 2])
-def test_compiled_in_one_graph_it_trains_to_the_same_bits(parts: int) -> None:
+@pytest.mark.parametrize(("parts", "has_autocast"), [(1, False), (2, False), (1, True)])
+def test_compiled_in_one_graph_it_trains_to_the_same_bits(parts: int, has_autocast: bool) -> None:
     eager, inner = pure_model(), pure_model()
     torch._dynamo.reset()
     compiled = torch.compile(inner, fullgraph=True, backend="aot_eager")
     for model, called in ((eager, eager), (inner, compiled)):
         optimizer, _ = create_pure1bit_optimizer(model, lr=2e-2)
-        microbatched(called, optimizer, range(3), parts)
+        forward = torch.autocast("cpu", torch.bfloat16, enabled=has_autocast)(called)
+        microbatched(forward, optimizer, range(3), parts)
     assert not differing(eager, inner)
 
 
