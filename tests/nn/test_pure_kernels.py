@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import re
 
 import pytest
 import torch
+from torch import Tensor
 
 from onebit.errors import ConfigError, EngineError, OnebitError
 from onebit.nn import pure_kernels, torch_pure
@@ -47,6 +49,28 @@ def test_without_the_library_torch_is_taken_and_the_reason_said(
     with caplog.at_level(logging.INFO, "onebit"):
         assert kernels_for(torch.zeros(1)) is torch_pure
     assert "pure training on cpu: torch kernels (the onebit engine is not built)" in caplog.text
+
+
+@pytest.mark.parametrize(("wrong_byte", "message"), [
+    (0xFF, "a Triton kernel unpacks 0xff to"), (None, "a Triton kernel does not run (no compiler)")
+])  # fmt: skip
+def test_triton_that_does_not_work_is_not_taken(
+    fresh: pytest.MonkeyPatch, wrong_byte: int | None, message: str
+) -> None:
+
+    class Broken:
+        @staticmethod
+        def unpack(codes_OB: Tensor, cols: int, dtype: torch.dtype, *, is_binary: bool) -> Tensor:
+            if wrong_byte is None:
+                raise RuntimeError("no compiler")
+            numbers = torch_pure.unpack(codes_OB, cols, dtype, is_binary=is_binary)
+            return -numbers if int(codes_OB) == wrong_byte else numbers
+
+    fresh.setattr(pure_kernels, "_load", lambda name: Broken if name == "triton" else torch_pure)
+    assert pure_kernels._problem("triton", "cpu").startswith(message)
+    fresh.setenv("ONEBIT_PURE_KERNELS", "triton")
+    with pytest.raises(OnebitError, match=re.escape(f"ONEBIT_PURE_KERNELS=triton cannot be had on cpu: {message}")):
+        kernels_for(torch.zeros(1))
 
 
 def test_the_environment_decides(fresh: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -156,7 +156,11 @@ def _problem(name: str, device: str) -> str:
         return str(error)
     if name == "triton":
         try:  # it compiles as it runs, for which a machine may lack a compiler, or be too old
-            kernels.unpack(torch.zeros(1, 1, dtype=torch.uint8, device=device), 4, torch.float32, is_binary=False)
+            for byte, number in ((0x55, 1.0), (0xFF, -1.0)):  # the second is launched as all later ones are
+                codes_OB = torch.full((1, 1), byte, dtype=torch.uint8, device=device)
+                numbers = kernels.unpack(codes_OB, 4, torch.float32, is_binary=False).tolist()
+                if numbers != [[number] * 4]:
+                    return f"a Triton kernel unpacks {byte:#x} to {numbers}"
         except Exception as error:
             return f"a Triton kernel does not run ({error})"
     return ""
