@@ -176,6 +176,20 @@ def pure(path: Path, result: dict[str, Any]) -> list[str]:
     return lines
 
 
+def pure_longer(path: Path, result: dict[str, Any]) -> list[str]:
+    """How the counters fare beside the hybrid in a longer run."""
+    figures, config = result["figures"], result["config"]
+    told = [
+        f"{title} {figures[f'{method}_over_hybrid_scratch']:.3f} ({count} seed{'s' * (count > 1)})"
+        for method, title in PURE.items()
+        if method != "hybrid" and (count := figures.get(f"{method}_scratch_seeds"))
+    ]
+    return [
+        f"The same after {config['steps']['scratch']:,} steps from scratch, loss over the hybrid's: {'; '.join(told)} "
+        f"({source(path, result)})."
+    ]
+
+
 BUDGETS = (10, 30, 50, 70, 90)
 SIZES = {"ternary": "uniform ternary", "ternary_int4": "half-way to int4", "int4_int8": "half-way to int8"}
 
@@ -237,6 +251,7 @@ TABLES: dict[str, Callable[[Path, dict[str, Any]], list[str]]] = {
     "quality": quality,
     "finetune": finetune,
     "pure": pure,
+    "pure_3M_1600": pure_longer,
     "search": search,
     "parity": parity,
     "engine": speed,

@@ -57,7 +57,6 @@ def test_without_the_library_torch_is_taken_and_the_reason_said(
 def test_triton_that_does_not_work_is_not_taken(
     fresh: pytest.MonkeyPatch, wrong_byte: int | None, message: str
 ) -> None:
-
     class Broken:
         @staticmethod
         def unpack(codes_OB: Tensor, cols: int, dtype: torch.dtype, *, is_binary: bool) -> Tensor:

@@ -91,6 +91,7 @@ class PureProduct(torch.autograd.Function):
                 g_TO = (grad_TO * scale if scale.ndim else grad_TO).to(ctx.dtype)
                 grad_x = torch.ops.onebit.pure_input_gradient(g_TO, packed_OB, ctx.cols, ctx.is_binary)
                 if not scale.ndim:
+                    # In place where it can be: out of place, a CPU would look for fresh pages.
                     is_same = grad_x.dtype == ctx.x_dtype
                     grad_x = grad_x.mul_(scale) if is_same else _times(grad_x, scale, ctx.x_dtype)
             grad_x = grad_x.to(ctx.x_dtype)

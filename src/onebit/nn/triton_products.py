@@ -73,10 +73,6 @@ def code_sums(g_OI: Tensor, codes_OB: Tensor, group_size: int, *, is_binary: boo
     return sums_OG
 
 
-def _has_few_tokens(x_TK: Tensor) -> bool:
-    return x_TK.numel() <= _FEW_TOKENS * x_TK.shape[-1]
-
-
 def _per_byte(is_binary: bool) -> int:
     return 8 if is_binary else 4
 
