@@ -20,13 +20,16 @@ def method_of(arm: str) -> str:
 
 
 def tuned_arms(results: list[dict[str, Any]], task: str) -> dict[str, str]:
-    """Method -> its arm with the lowest bits per byte on the smallest seed, at which all its rates were tried."""
+    """Method -> its arm with the lowest bits per byte on its smallest seed, at which all its rates were tried."""
     best: dict[str, dict[str, Any]] = {}
     mine = [result for result in results if result["task"] == task]
-    first = min((result["seed"] for result in mine), default=0)
+    first: dict[str, int] = {}
     for result in mine:
         method = method_of(result["arm"])
-        if result["seed"] == first and (method not in best or result["bpb"] < best[method]["bpb"]):
+        first[method] = min(result["seed"], first.get(method, result["seed"]))
+    for result in mine:
+        method = method_of(result["arm"])
+        if result["seed"] == first[method] and (method not in best or result["bpb"] < best[method]["bpb"]):
             best[method] = result
     return {method: result["arm"] for method, result in best.items()}
 

@@ -83,7 +83,7 @@ INLINE void add_rounded(int8_t *restrict counts, const float *restrict g, uint32
 STATIC void deposit(int8_t *counts, const float *g, uint32_t count, float factor, const float *column_I,
                            const ob_train_rule *rule, uint32_t row, uint32_t column) {
     int16_t random[PART];
-    random16(rule, row, column / 8, (count + 7) / 8, random);
+    kronecker16(rule, row, column / 8, (count + 7) / 8, random);
     float c = rule->coefficient;
     if (rule->power == 1) add_rounded(counts, g, count, factor, column_I, random, c, 1, rule->bound);
     else if (rule->power == 2) add_rounded(counts, g, count, factor, column_I, random, c, 2, rule->bound);

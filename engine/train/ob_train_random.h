@@ -1,6 +1,6 @@
-/* Philox4x32-10 for blocks of eight columns (onebit.quant.philox): the same numbers for every instruction set.
+/* kronecker16 of onebit.quant.philox in blocks of eight columns: the same numbers for every instruction set.
  *
- * counter: block, row, low and high half of the step; key: seed, tensor. Lanes of 64 bits hold a word each; a product reads
+ * Philox4x32-10 gives an element's start; counter: block, row, low and high half of step / 2^16; key: seed, tensor. Lanes of 64 bits hold a word each; a product reads
  * the low half of a lane alone, so what is left in the high halves does no harm until the end. */
 #include <string.h>
 
@@ -9,9 +9,10 @@ enum { ROUNDS = 10 };
 #define MULTIPLIER_1 0xCD9E8D57u
 #define WEYL_0 0x9E3779B9u
 #define WEYL_1 0xBB67AE85u
+#define STRIDE 46073u
 
 STATIC void random_block(const ob_train_rule *rule, uint32_t row, uint32_t block, int16_t random[8]) {
-    uint32_t a = block, b = row, c = (uint32_t)rule->step, d = (uint32_t)(rule->step >> 32);
+    uint32_t a = block, b = row, c = (uint32_t)(rule->step >> 16), d = (uint32_t)(rule->step >> 48);
     uint32_t key0 = rule->seed, key1 = rule->tensor;
     for (int round = 0; round < ROUNDS; round++) {
         uint64_t product0 = (uint64_t)a * MULTIPLIER_0, product1 = (uint64_t)c * MULTIPLIER_1;
@@ -59,7 +60,7 @@ STATIC void random_blocks(const ob_train_rule *rule, uint32_t row, uint32_t bloc
     lanes a[2], b[2], c[2], d[2];
     for (int v = 0; v < 2; v++) {
         a[v] = L(add_epi64)(all(block + (uint32_t)(v * HALF)), ORDER);
-        b[v] = all(row), c[v] = all((uint32_t)rule->step), d[v] = all((uint32_t)(rule->step >> 32));
+        b[v] = all(row), c[v] = all((uint32_t)(rule->step >> 16)), d[v] = all((uint32_t)(rule->step >> 48));
     }
     uint32_t key0 = rule->seed, key1 = rule->tensor;
     const lanes multiplier0 = all(MULTIPLIER_0), multiplier1 = all(MULTIPLIER_1);
@@ -77,10 +78,12 @@ STATIC void random_blocks(const ob_train_rule *rule, uint32_t row, uint32_t bloc
 #endif
 
 /* int16 for `blocks` blocks, from number `block` on. */
-STATIC void random16(const ob_train_rule *rule, uint32_t row, uint32_t block, uint32_t blocks, int16_t *random) {
+STATIC void kronecker16(const ob_train_rule *rule, uint32_t row, uint32_t block, uint32_t blocks, int16_t *random) {
     uint32_t n = 0;
 #ifdef VECTOR_BLOCKS
     for (; n + VECTOR_BLOCKS <= blocks; n += VECTOR_BLOCKS) random_blocks(rule, row, block + n, random + 8 * n);
 #endif
     for (; n < blocks; n++) random_block(rule, row, block + n, random + 8 * n);
+    const uint16_t on = (uint16_t)(rule->step * STRIDE);
+    for (size_t i = 0; i < 8 * (size_t)blocks; i++) random[i] = (int16_t)(uint16_t)((uint16_t)random[i] + on);
 }

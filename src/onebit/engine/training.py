@@ -14,7 +14,7 @@ from onebit.errors import EngineError
 
 __all__ = ["BFLOAT16", "FLOAT32", "INT8", "Counters", "Gradient", "Moments", "Normalisation", "training_library"]
 
-VERSION = 4
+VERSION = 5
 FLOAT32, BFLOAT16, INT8 = 0, 1, 2
 
 

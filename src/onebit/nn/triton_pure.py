@@ -27,7 +27,7 @@ from torch import Tensor
 from onebit.nn.triton_activations import input_codes
 from onebit.nn.triton_moments import peak_of, square_sums, update_moments
 from onebit.nn.triton_products import code_sums, forward_product, input_gradient, unpack
-from onebit.nn.triton_tiles import grid_of, launch, load_matrix, load_numbers, pack_numbers, random16
+from onebit.nn.triton_tiles import grid_of, kronecker16, launch, load_matrix, load_numbers, pack_numbers
 from onebit.optim.pure_deposit import CLIP, ENERGY_SHIFT, LARGEST_SQUARE, Factors
 from onebit.quant.counters import Counter
 
@@ -168,7 +168,7 @@ def _deposit(
         coefficient = -(share * share / 4.0) * (clipped * clipped * clipped)
     added = tl.where(tl.load(is_finite), u * coefficient, 0.0)
     floor = tl.floor(added)
-    random = random16(key, tl.load(step), row + first_row, column, COLUMNS).to(tl.float32)
+    random = kronecker16(key, tl.load(step), row + first_row, column, COLUMNS).to(tl.float32)
     floor += (random < (added - floor) * 65536.0 - 32768.5).to(tl.float32)
     pointers, inside, old = load_numbers(counters, row, column, rows, width, PER_BYTE, COLUMNS)
     new = tl.minimum(tl.maximum(floor + old.to(tl.float32), -BOUND), BOUND).to(tl.int8)

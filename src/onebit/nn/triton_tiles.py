@@ -17,11 +17,11 @@ from torch import Tensor
 
 __all__ = [
     "grid_of",
+    "kronecker16",
     "launch",
     "load_matrix",
     "load_numbers",
     "pack_numbers",
-    "random16",
     "store_matrix",
     "unpack_numbers",
 ]
@@ -153,12 +153,13 @@ def _pack_pairs(pairs):
 
 
 @triton.jit
-def random16(key, step, row, column, COLUMNS: tl.constexpr):
-    """int16 [ROWS, COLUMNS] of `quant.philox.random16`; key: seed + tensor * 2^32; column: a multiple of 8."""
+def kronecker16(key, step, row, column, COLUMNS: tl.constexpr):
+    """int16 [ROWS, COLUMNS] of `quant.philox.kronecker16`; key: seed + tensor * 2^32; column: a multiple of 8."""
     block = (column // 8 + tl.arange(0, COLUMNS // 8)).to(tl.uint32)
     zero = tl.zeros([row.shape[0], COLUMNS // 8], tl.uint32)
-    low, high = (step & 0xFFFFFFFF).to(tl.uint32), (step >> 32).to(tl.uint32)
+    low, high = (step >> 16 & 0xFFFFFFFF).to(tl.uint32), (step >> 48).to(tl.uint32)
     a, b, c, d = tl.philox(key, zero + block[None, :], zero + row[:, None].to(tl.uint32), zero + low, zero + high)
     words = tl.join(tl.join(a, c), tl.join(b, d))
-    halves = tl.join(words & 0xFFFF, words >> 16).to(tl.uint16).to(tl.int16, bitcast=True)
-    return tl.reshape(halves, [row.shape[0], COLUMNS])
+    start = tl.reshape(tl.join(words & 0xFFFF, words >> 16), [row.shape[0], COLUMNS])
+    on = ((step & 0xFFFF) * 46073 & 0xFFFF).to(tl.uint32)
+    return (start + on & 0xFFFF).to(tl.uint16).to(tl.int16, bitcast=True)

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from onebit.quant.counters import Counter, round_stochastically
-from onebit.quant.philox import random16
+from onebit.quant.philox import kronecker16
 
 __all__ = [
     "CLIP",
@@ -179,7 +179,7 @@ def deposit_counts(
     # One bad number in a gradient makes the whole of it worthless.
     deposit = torch.where(factors.is_finite, u.mul_(coefficient), 0.0)
     rows = range(first_row + part.start, first_row + part.stop)
-    return round_stochastically(deposit, random16(seed, tensor, step, rows, g_OI.shape[1], g_OI.device))
+    return round_stochastically(deposit, kronecker16(seed, tensor, step, rows, g_OI.shape[1], g_OI.device))
 
 
 def _update(g_OI: Tensor, factors: Factors, part: slice) -> Tensor:

@@ -55,7 +55,7 @@ def counter_named(name: str) -> Counter:
 def round_stochastically(x: Tensor, random: Tensor) -> Tensor:
     """Integers as float32: floor(x), or one more with the probability of x's fraction.
 
-    x: float32, any shape; random: int16 of `philox.random16`, the same shape. Without bias up to 2^-17.
+    x: float32, any shape; random: int16 of `philox`, the same shape. Without bias up to 2^-17.
     """
     floor = x.floor()
     # random stands for (random + 32768.5) / 65536, uniform in (0, 1)

@@ -15,6 +15,12 @@ counter column // 8; row; step, low half; step, high half
 The four words of a block serve eight columns, 16 bits each: word n has column 2n in its low half and 2n + 1 in its high
 half. 16 bits are enough to round with: a probability is off by at most 2^-17.
 
+Counters are rounded with a Kronecker sequence: an element starts at a random number and goes on by one stride each
+step, once through all 65,536 values, then from a new start. In any one step its numbers are as independent as those of
+`random16`; over steps they are spread evenly, so that the roundings of like deposits cancel instead of adding up.
+Random starts: R. Cranley, T. Patterson, SIAM J. Numer. Anal. 13 (1976); strides by their continued fraction: H.
+Niederreiter, Random Number Generation and Quasi-Monte Carlo Methods (1992).
+
 Shape suffixes: O rows, I columns, B blocks of eight columns.
 """
 
@@ -23,13 +29,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["philox4x32", "random16"]
+__all__ = ["kronecker16", "philox4x32", "random16"]
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 _MASK = 0xFFFFFFFF
 _COLUMNS_PER_BLOCK = 8
+_STRIDE = 46073  # of 2^16, the odd one whose continued fraction has the smallest partial quotients, 1 and 2
 
 Word = Tensor | int
 
@@ -62,3 +69,10 @@ def random16(seed: int, tensor: int, step: Tensor | int, rows: range, cols: int,
     words = philox4x32((block_1B, row_O1, step & _MASK, step >> 32), (seed, tensor))
     words_OB4 = torch.stack([word.int() for word in words], dim=-1)
     return words_OB4.view(torch.int16).flatten(1)[:, :cols]
+
+
+def kronecker16(seed: int, tensor: int, step: Tensor | int, rows: range, cols: int, device: torch.device) -> Tensor:
+    """int16 [O, I], as `random16` in one step; over steps each element's numbers are spread evenly."""
+    step = torch.as_tensor(step, device=device)
+    start_OI = random16(seed, tensor, step >> 16, rows, cols, device)
+    return start_OI + ((step & 0xFFFF) * _STRIDE).to(torch.int16)
