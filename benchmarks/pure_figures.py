@@ -23,14 +23,10 @@ def tuned_arms(results: list[dict[str, Any]], task: str) -> dict[str, str]:
     """Method -> its arm with the lowest bits per byte on its smallest seed, at which all its rates were tried."""
     best: dict[str, dict[str, Any]] = {}
     mine = [result for result in results if result["task"] == task]
-    first: dict[str, int] = {}
-    for result in mine:
-        method = method_of(result["arm"])
-        first[method] = min(result["seed"], first.get(method, result["seed"]))
-    for result in mine:
-        method = method_of(result["arm"])
-        if result["seed"] == first[method] and (method not in best or result["bpb"] < best[method]["bpb"]):
-            best[method] = result
+    for result in sorted(mine, key=lambda result: int(result["seed"])):
+        known = best.setdefault(method_of(result["arm"]), result)
+        if result["seed"] == known["seed"] and result["bpb"] < known["bpb"]:
+            best[method_of(result["arm"])] = result
     return {method: result["arm"] for method, result in best.items()}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -51,8 +53,9 @@ def test_every_part_of_the_address_counts(change: dict[str, int]) -> None:
     assert same < 0.005  # 1 in 65,536 by chance
 
 
-def test_uniform() -> None:
-    x = random16(1, 2, torch.tensor(3), range(512), 512, CPU).double()
+@pytest.mark.parametrize("numbers", [random16, kronecker16])
+def test_uniform(numbers: Callable[..., torch.Tensor]) -> None:
+    x = numbers(1, 2, torch.tensor(3), range(512), 512, CPU).double()
     assert abs(x.mean().item() + 0.5) < 6 * 65536 / 12**0.5 / 512
     shares = torch.histc(x, bins=64, min=-32768, max=32767) / x.numel()
     assert (shares - 1 / 64).abs().max() < 6 * (1 / 64 / x.numel()) ** 0.5
@@ -79,9 +82,3 @@ def test_roundings_of_equal_deposits_cancel(deposit: float) -> None:
     uniform = (spread(range(1000)).astype(np.float64) + 32768.5) / 65536
     off = np.cumsum(uniform < deposit, axis=0) - deposit * np.arange(1, 1001)[:, None]
     assert np.abs(off).max() <= 3.51
-
-
-def test_elements_do_not_go_together() -> None:
-    x = kronecker16(1, 2, 3, range(512), 512, CPU).double()
-    shares = torch.histc(x, bins=64, min=-32768, max=32767) / x.numel()
-    assert (shares - 1 / 64).abs().max() < 6 * (1 / 64 / x.numel()) ** 0.5
