@@ -112,6 +112,8 @@ def main() -> None:
     for name in ("int4", "none"):
         counter = counter_named(name)
         triton_pure.deposit(counters[name], g_OI, factors, one, mean_square, counter, seed=1, tensor=2, step=step)
+    random = {"seed": 1, "tensor": 2, "step": step}
+    assert triton_pure.deposit_whole(counters["int8"], moments, g_OI, one, counter_named("int8"), **random)
     for name, is_binary in (("int8", True), ("int4", False)):
         triton_pure.fire(codes[is_binary], counters[name], counter_named(name), COLS, is_binary=is_binary)
     triton_pure.input_codes(g_OI)

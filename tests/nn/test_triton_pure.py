@@ -115,6 +115,28 @@ def test_a_deposit_gives_the_references_integers(name: str, dtype: torch.dtype, 
     assert 0.1 < moved.float().mean() < 1.0
 
 
+@pytest.mark.parametrize(("name", "rows", "cols", "bad"), [
+    ("int8", 37, 133, None), ("int4", 36, 130, None), ("none", 7, 530, None), ("int8", 7, 40, float("nan"))
+])  # fmt: skip
+def test_a_whole_deposit_is_its_steps(name: str, rows: int, cols: int, bad: float | None) -> None:
+    counter, g = counter_named(name), gradient(rows, cols)
+    if bad is not None:
+        g[1, 2] = bad
+    start = pack_counters(integers(rows, cols, -counter.bound, counter.bound), counter)
+    eta = torch.tensor(0.6 if counter.remembers else 1.5, device=DEVICE)
+    random = {"seed": 2**32 - 3, "tensor": 2**31 + 1, "step": torch.tensor(5, device=DEVICE)}
+    whole, in_steps = start.clone(), start.clone()
+    moments, kept = ((torch.zeros(rows, device=DEVICE), torch.zeros(cols, device=DEVICE)) for _ in range(2))
+    assert triton_pure.deposit_whole(whole, moments, g, eta, counter, **random)
+    peak = torch_pure.peak_of(g)
+    factors = triton_pure.update_moments(kept, torch_pure.square_sums(g, peak, rows), peak, random["step"])
+    mean_square = torch_pure.update_energy(g, factors) / g.numel()
+    torch_pure.deposit(in_steps, g, factors, eta, mean_square, counter, **random)
+    assert torch.equal(whole, in_steps)
+    assert torch.equal(whole, start) == (bad is not None)
+    assert all(torch.equal(got, wanted) for got, wanted in zip(moments, kept, strict=True))
+
+
 def test_a_gradient_that_is_not_finite_deposits_nothing() -> None:
     g = gradient(4, 40)
     g[1, 2] = float("nan")

@@ -16,7 +16,7 @@ from torch import Tensor
 from onebit.nn.triton_tiles import grid_of, launch, load_matrix
 from onebit.optim.pure_deposit import MOMENT_DECAY, MOMENT_FLOOR, SMALLEST_MOMENT, Factors
 
-__all__ = ["peak_of", "square_sums", "update_moments"]
+__all__ = ["add_squares", "peak_of", "square_sums", "update_moments"]
 
 _SQUARES = (32, 128)  # rows, columns of a tile of float64: 32 numbers, 64 registers, a thread
 _VECTOR = 1024  # numbers of a vector that the one program of `_update_moments` takes at once
@@ -30,13 +30,17 @@ def peak_of(g_OI: Tensor) -> Tensor:
 
 def square_sums(g_OI: Tensor, peak: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     """As `PureKernels.square_sums`."""
-    g_OI = g_OI.contiguous()
     sums = g_OI.new_zeros(sum(g_OI.shape), dtype=torch.float64)
+    add_squares(g_OI.contiguous(), sums, peak, rows)
+    row_O, column_I = sums.split_with_sizes(g_OI.shape)
+    return row_O, column_I
+
+
+def add_squares(g_OI: Tensor, sums: Tensor, peak: Tensor, rows: int) -> None:
+    """`square_sums` of a contiguous g_OI, added to those of rows, then of columns, in one vector."""
     bits = (max(rows, g_OI.shape[1]) - 1).bit_length()  # log2 of the next power of two
     numbers = (bits, *g_OI.shape, *_SQUARES)
     launch(_square_sums, grid_of(g_OI.shape, _SQUARES), (g_OI, sums, peak), numbers)
-    row_O, column_I = sums.split_with_sizes(g_OI.shape)
-    return row_O, column_I
 
 
 def update_moments(moments: tuple[Tensor, Tensor], sums: tuple[Tensor, Tensor], peak: Tensor, step: Tensor) -> Factors:

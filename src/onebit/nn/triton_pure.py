@@ -17,15 +17,13 @@ Shape suffixes: O outputs, I inputs, B bytes of a row.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from onebit.nn.triton_activations import input_codes
-from onebit.nn.triton_moments import peak_of, square_sums, update_moments
+from onebit.nn.triton_moments import add_squares, peak_of, square_sums, update_moments
 from onebit.nn.triton_products import code_sums, forward_product, input_gradient, unpack
 from onebit.nn.triton_tiles import grid_of, kronecker16, launch, load_matrix, load_numbers, pack_numbers
 from onebit.optim.pure_deposit import CLIP, ENERGY_SHIFT, LARGEST_SQUARE, Factors
@@ -52,11 +50,8 @@ _TILE = (4, 512)
 
 def update_energy(g_OI: Tensor, factors: Factors) -> Tensor:
     """As `PureKernels.update_energy`."""
-    g_OI = g_OI.contiguous()
     energy = g_OI.new_zeros((), dtype=torch.float64)
-    tensors = (g_OI, factors.row_O1, factors.column_I, energy)
-    numbers = (*g_OI.shape, *_TILE, LARGEST_SQUARE, ENERGY_SHIFT)
-    launch(_update_energy, grid_of(g_OI.shape, _TILE), tensors, numbers)
+    _add_energy(g_OI.contiguous(), factors, energy)
     return energy
 
 
@@ -74,19 +69,32 @@ def deposit(
     first_row: int = 0,
 ) -> None:
     """As `PureKernels.deposit`."""
-    by = (factors.row_O1, factors.column_I, factors.is_finite)
-    constants = (counter.remembers, counter.threshold, CLIP, counter.bound, _PER_BYTE[counter.name])
-    launch(
-        _deposit,
-        grid_of(g_OI.shape, _TILE),
-        (counters_OB, g_OI.contiguous(), *by, eta, mean_square, step),
-        (seed | tensor << 32, first_row, *g_OI.shape, counters_OB.shape[1], *_TILE, *constants),
-    )
+    number = seed | tensor << 32, step, first_row
+    _deposit_updates(counters_OB, g_OI.contiguous(), factors, eta, (mean_square, 1), counter, *number)
 
 
-def deposit_whole(*_: Any, **__: Any) -> bool:
-    """As `PureKernels.deposit_whole`, which these take in steps."""
-    return False
+def deposit_whole(
+    counters_OB: Tensor,
+    moments: tuple[Tensor, Tensor],
+    g_OI: Tensor,
+    eta: Tensor,
+    counter: Counter,
+    *,
+    seed: int,
+    tensor: int,
+    step: Tensor,
+) -> bool:
+    """As `PureKernels.deposit_whole`: the same kernels, and half of what PyTorch does between them."""
+    g_OI = g_OI.contiguous()
+    (rows, cols), peak = g_OI.shape, peak_of(g_OI)
+    totals = g_OI.new_zeros(rows + cols + 1, dtype=torch.float64)  # of rows, of columns, of all updates
+    add_squares(g_OI, totals, peak, rows)
+    row_O, column_I, energy = totals.split_with_sizes((rows, cols, 1))
+    factors = update_moments(moments, (row_O, column_I), peak, step)
+    _add_energy(g_OI, factors, energy)
+    mean_square = energy, rows * cols
+    _deposit_updates(counters_OB, g_OI, factors, eta, mean_square, counter, seed | tensor << 32, step, 0)
+    return True
 
 
 def fire(codes_OB: Tensor, counters_OB: Tensor, counter: Counter, cols: int, *, is_binary: bool) -> Tensor:
@@ -101,6 +109,35 @@ def fire(codes_OB: Tensor, counters_OB: Tensor, counter: Counter, cols: int, *, 
         (rows, cols, codes_OB.shape[1], counters_OB.shape[1], *_TILE, *constants),
     )
     return moves
+
+
+def _add_energy(g_OI: Tensor, factors: Factors, energy: Tensor) -> None:
+    tensors = (g_OI, factors.row_O1, factors.column_I, energy)
+    numbers = (*g_OI.shape, *_TILE, LARGEST_SQUARE, ENERGY_SHIFT)
+    launch(_update_energy, grid_of(g_OI.shape, _TILE), tensors, numbers)
+
+
+def _deposit_updates(
+    counters_OB: Tensor,
+    g_OI: Tensor,
+    factors: Factors,
+    eta: Tensor,
+    mean_square: tuple[Tensor, int],
+    counter: Counter,
+    key: int,
+    step: Tensor,
+    first_row: int,
+) -> None:
+    """mean_square: a sum of squares, and of how many."""
+    by = (factors.row_O1, factors.column_I, factors.is_finite)
+    energy, count = mean_square
+    constants = (counter.remembers, counter.threshold, CLIP, counter.bound, _PER_BYTE[counter.name])
+    launch(
+        _deposit,
+        grid_of(g_OI.shape, _TILE),
+        (counters_OB, g_OI, *by, eta, energy, step),
+        (key, first_row, count, *g_OI.shape, counters_OB.shape[1], *_TILE, *constants),
+    )
 
 
 @triton.jit
@@ -133,7 +170,7 @@ def _update_energy(
 
 
 # Numbers that differ from matrix to matrix and must not each make a kernel of their own.
-@triton.jit(do_not_specialize=["key", "first_row"])
+@triton.jit(do_not_specialize=["key", "first_row", "count"])
 def _deposit(
     counters,
     g,
@@ -141,10 +178,11 @@ def _deposit(
     column_factors,
     is_finite,
     eta,
-    mean_square,
+    energy,
     step,
     key,
     first_row,
+    count,
     rows,
     cols,
     width,
@@ -160,7 +198,8 @@ def _deposit(
     column = tl.program_id(1) * COLUMNS
     u = _update(g, row_factors, column_factors, row, column + tl.arange(0, COLUMNS), rows, cols)
     share = tl.load(eta)
-    clipped = (1.0 / tl.maximum(tl.sqrt(tl.load(mean_square)) / CLIP_AT, 1.0)).to(tl.float32)
+    size = tl.sqrt(tl.load(energy) / count)
+    clipped = (1.0 / tl.maximum(size / CLIP_AT, 1.0)).to(tl.float32)
     if REMEMBERS:
         coefficient = -(share * THRESHOLD) * clipped
     else:
