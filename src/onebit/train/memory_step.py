@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from onebit.nn.pure_products import OPERATORS
 from onebit.train.memory import Line, StepBytes
 from onebit.train.trainer import next_token_loss
 
@@ -55,9 +54,6 @@ class _Recorder(TorchDispatchMode):
         self._alive: dict[int, weakref.ref[Any]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in OPERATORS:  # to be seen as what they do, not as one operation
-            with self:
-                return OPERATORS[func](*args)
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
