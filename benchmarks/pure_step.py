@@ -41,6 +41,7 @@ from onebit.nn import (
     replace_linear_with_bitlinear,
     replace_linear_with_pure1bit_linear,
 )
+from onebit.nn.pure_kernels import asked_kernels
 from pure_step_kernels import measure_kernels, wait
 from pure_training import SIZES, Decoder
 
@@ -83,7 +84,7 @@ class Contender:
 
     def seconds(self) -> float:
         """Wall time of a step."""
-        os.environ["ONEBIT_PURE_KERNELS"] = self.kernels
+        _ask_for(self.kernels)
         wait(self.device)
         started = time.perf_counter()
         self.forward()
@@ -125,8 +126,13 @@ def measure_steps(case: str, arms: list[str], device: torch.device, rounds: int,
     for _ in range(rounds):
         for arm, contender in contenders.items():
             seconds[arm].append(contender.seconds())
-    os.environ.pop("ONEBIT_PURE_KERNELS", None)
+    _ask_for("")
     return seconds
+
+
+def _ask_for(kernels: str) -> None:
+    os.environ["ONEBIT_PURE_KERNELS"] = kernels
+    asked_kernels.cache_clear()
 
 
 def step_figures(steps: dict[str, dict[str, list[float]]]) -> dict[str, float]:

@@ -58,7 +58,7 @@ def _memory_bound(kernels: PureKernels, g_OI: Tensor, codes_OB: Tensor) -> dict[
     zeros = torch.zeros(rows, device=device), torch.zeros(cols, device=device)
     ones = torch.ones((), dtype=torch.int64, device=device)
     factors = update_moments(zeros, kernels.square_sums(g_OI, peak, rows), peak, ones)
-    eta = torch.tensor(0.1, device=device)
+    eta = 0.1
     mean_square = torch.ones((), dtype=torch.float64, device=device)
     calls: dict[str, tuple[float, Callable[[], Any]]] = {
         "square_sums": (size, lambda: kernels.square_sums(g_OI, peak, rows)),
@@ -74,7 +74,7 @@ def _memory_bound(kernels: PureKernels, g_OI: Tensor, codes_OB: Tensor) -> dict[
             kernels.deposit(counters, g_OI, factors, eta, mean_square, counter, seed=1, tensor=2, step=ones)
 
         def fire(counters: Tensor = counters, counter: Any = counter) -> None:
-            kernels.fire(codes_OB, counters, counter, cols, is_binary=False)
+            kernels.fire([(codes_OB, counters, cols)], counter, is_binary=False)
 
         calls[f"deposit_{name}"] = size + 2 * count, deposit
         calls[f"fire_{name}"] = count + 0.25, fire

@@ -12,6 +12,7 @@ import sys
 from typing import Any
 
 import torch
+import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
@@ -32,6 +33,7 @@ class Gpu:
         self.utils = self
         self.loaded: list[str] = []
         self.launches: list[tuple[Any, ...]] = []
+        self.watcher: Any = None
 
     def get_current_device(self) -> int:
         return 0
@@ -51,9 +53,10 @@ class Gpu:
 
     def launcher_cls(self, source: Any, metadata: Any) -> Any:
         def launch(*call: Any) -> None:
-            """Grid, stream, function, options, what profilers see, hooks, then the kernel's arguments."""
+            """Grid, stream, function, options, what profilers see, two hooks, then the kernel's arguments."""
             by_address = [part.data_ptr() if isinstance(part, Tensor) else part for part in call]
-            self.launches.append((*by_address[:6], *by_address[7:]))
+            self.launches.append((*by_address[:6], *by_address[9:]))
+            self.watcher = call[7]
 
         return launch
 
@@ -64,6 +67,7 @@ def launch(
     tensors: tuple[Tensor, ...],
     numbers: tuple[Any, ...],
     *,
+    floats: tuple[float, ...] = (),
     num_warps: int = 4,
 ) -> None:
     """What `triton_tiles.launch` does on a GPU, three times: Triton's front end is asked the first time only."""
@@ -76,11 +80,16 @@ def launch(
 
     kernel.add_pre_run_hook(ask)
     for _ in range(3):
-        launch_compiled(kernel, grid, tensors, numbers, num_warps)
+        launch_compiled(kernel, grid, tensors, floats, numbers, num_warps)
     kernel.pre_run_hooks.remove(ask)
+    watchers = triton.knobs.runtime.launch_enter_hook
+    watchers.add(print)
+    launch_compiled(kernel, grid, tensors, floats, numbers, num_warps)
+    watchers.remove(print)
+    assert gpu.watcher is watchers, f"{kernel.__name__} is launched without the hook that a profiler set"
     assert asked <= 1, f"{kernel.__name__} went through Triton's front end {asked} times"
     first, *others = gpu.launches
-    assert others == [first, first], f"{kernel.__name__} is launched differently past Triton's front end"
+    assert others == [first] * 3, f"{kernel.__name__} is launched differently past Triton's front end"
     (made,) = (made for made in kernel.device_caches[0][0].values() if made.function == first[4])
     assembly = made.asm["ptx"]
     assert not re.search(r"\bfma\.", assembly), f"{kernel.__name__} fuses a product and a sum"
@@ -111,11 +120,12 @@ def main() -> None:
     step, mean_square = torch.tensor(1), torch.tensor(1.0, dtype=torch.float64)
     for name in ("int4", "none"):
         counter = counter_named(name)
-        triton_pure.deposit(counters[name], g_OI, factors, one, mean_square, counter, seed=1, tensor=2, step=step)
+        triton_pure.deposit(counters[name], g_OI, factors, 0.1, mean_square, counter, seed=1, tensor=2, step=step)
     random = {"seed": 1, "tensor": 2, "step": step}
-    assert triton_pure.deposit_whole(counters["int8"], moments, g_OI, one, counter_named("int8"), **random)
+    assert triton_pure.deposit_whole(counters["int8"], moments, g_OI, 0.1, counter_named("int8"), **random)
     for name, is_binary in (("int8", True), ("int4", False)):
-        triton_pure.fire(codes[is_binary], counters[name], counter_named(name), COLS, is_binary=is_binary)
+        matrices = [(codes[is_binary], counters[name], COLS)] * 2
+        triton_pure.fire(matrices, counter_named(name), is_binary=is_binary)
     triton_pure.input_codes(g_OI)
     x_TI = torch.empty(256, COLS, dtype=torch.int8)
     triton_pure.unpack(codes[False], COLS, torch.bfloat16, is_binary=False)

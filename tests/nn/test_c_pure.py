@@ -12,7 +12,7 @@ from torch import Tensor
 
 from onebit.engine.training import training_library
 from onebit.errors import EngineError
-from onebit.nn import torch_pure
+from onebit.nn import pure_kernels, torch_pure
 from onebit.nn.pure_storage import pack_codes, pack_counters, packed_width
 from onebit.optim.pure_deposit import Factors, update_moments
 from onebit.quant.counters import Counter, counter_named
@@ -129,12 +129,12 @@ def test_a_whole_deposit_is_its_steps(
     stored, moments = stored_counters(rows, cols, counter, seed), (torch.rand(rows) * 1e-9, torch.rand(cols) * 1e-9)
     expected, expected_moments = stored.clone(), (moments[0].clone(), moments[1].clone())
     random = {"seed": seed, "tensor": 2**32 - 1 - seed, "step": torch.tensor(step)}
-    assert c_pure.deposit_whole(stored, moments, g, torch.tensor(eta), counter, **random)
+    assert c_pure.deposit_whole(stored, moments, g, eta, counter, **random)
     peak = c_pure.peak_of(g)
     sums = torch_pure.square_sums(g, peak, rows)
     factors = c_pure.update_moments(expected_moments, sums, peak, random["step"])
     mean_square = torch_pure.update_energy(g, factors) / g.numel()
-    torch_pure.deposit(expected, g, factors, torch.tensor(eta), mean_square, counter, **random)
+    torch_pure.deposit(expected, g, factors, eta, mean_square, counter, **random)
     assert torch.equal(stored, expected)
     assert all(torch.equal(got, wanted) for got, wanted in zip(moments, expected_moments, strict=True))
 
@@ -152,7 +152,7 @@ def test_deposits(
     expected, before = stored.clone(), stored._version
     for kernels, counters in ((torch_pure, expected), (c_pure, stored)):
         kernels.deposit(
-            counters, g, factors_of(g), torch.tensor(eta), torch.tensor(mean).double(), counter,
+            counters, g, factors_of(g), eta, torch.tensor(mean).double(), counter,
             seed=seed, tensor=2**32 - 1 - seed, step=torch.tensor(step), first_row=first_row,
         )  # fmt: skip
     assert torch.equal(stored, expected)
@@ -165,9 +165,9 @@ def test_fire(rows: int, cols: int, seed: int, name: str, is_binary: bool) -> No
     counter = counter_named(name)
     counters, codes = stored_counters(rows, cols, counter, seed), stored_codes(rows, cols, seed, is_binary=is_binary)
     expected_counters, expected_codes = counters.clone(), codes.clone()
-    expected = torch_pure.fire(expected_codes, expected_counters, counter, cols, is_binary=is_binary)
+    expected = torch_pure.fire([(expected_codes, expected_counters, cols)], counter, is_binary=is_binary)
     before = codes._version
-    assert torch.equal(c_pure.fire(codes, counters, counter, cols, is_binary=is_binary), expected)
+    assert torch.equal(c_pure.fire([(codes, counters, cols)], counter, is_binary=is_binary), expected)
     assert torch.equal(codes, expected_codes)
     assert torch.equal(counters, expected_counters)
     assert codes._version > before
@@ -251,11 +251,11 @@ def test_threads_change_nothing(threads: int) -> None:
     rows, cols, counter = 301, 517, counter_named("int4")
     g, stored = gradient(rows, cols, 1), stored_counters(rows, cols, counter, 1)
     codes, peak, factors = stored_codes(rows, cols, 1, is_binary=False), g.abs().amax(), factors_of(g)
-    rule = (g, factors, torch.tensor(0.4), torch.tensor(1.0).double(), counter)
+    rule = (g, factors, 0.4, torch.tensor(1.0).double(), counter)
     random = {"seed": 1, "tensor": 2, "step": torch.tensor(3)}
     expected, expected_codes = stored.clone(), codes.clone()
     torch_pure.deposit(expected, *rule, **random)
-    expected_moves = torch_pure.fire(expected_codes, expected, counter, cols, is_binary=False)
+    expected_moves = torch_pure.fire([(expected_codes, expected, cols)], counter, is_binary=False)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -268,7 +268,7 @@ def test_threads_change_nothing(threads: int) -> None:
             torch_pure.forward_product(x, codes, torch.float32, is_binary=False),
         )
         c_pure.deposit(stored, *rule, **random)
-        assert torch.equal(c_pure.fire(codes, stored, counter, cols, is_binary=False), expected_moves)
+        assert torch.equal(c_pure.fire([(codes, stored, cols)], counter, is_binary=False), expected_moves)
         assert torch.equal(
             c_pure.unpack(codes, cols, torch.float32, is_binary=False),
             torch_pure.unpack(expected_codes, cols, torch.float32, is_binary=False),
@@ -285,8 +285,8 @@ def test_a_model_trains_to_the_same_codes_and_counters(
     counter: str, quantizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     states = []
-    for name in ("torch", "c"):
-        monkeypatch.setenv("ONEBIT_PURE_KERNELS", name)
+    for kernels in ("torch", "c"):
+        monkeypatch.setattr(pure_kernels, "asked_kernels", lambda name=kernels: name)
         model = pure_model(counter=counter, quantizer=quantizer)
         train(model, 1, gradient_accumulation_steps=1)
         states.append(model.state_dict())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from onebit.errors import ConfigError, EngineError, OnebitError
 from onebit.nn import pure_kernels, torch_pure
-from onebit.nn.pure_kernels import kernels_for
+from onebit.nn.pure_kernels import asked_kernels, kernels_for
 
 try:
     from onebit.nn import c_pure
@@ -20,13 +21,25 @@ except EngineError as error:
 
 
 @pytest.fixture
-def fresh(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """Nothing is known yet of what is asked for and of what runs, and nothing is left known to other tests."""
+    monkeypatch.delenv("ONEBIT_PURE_KERNELS", raising=False)
+    _forget()
+    yield monkeypatch
+    _forget()
+
+
+def _forget() -> None:
     pure_kernels._chosen.cache_clear()
-    return monkeypatch
+    asked_kernels.cache_clear()
+
+
+def _ask_for(name: str, fresh: pytest.MonkeyPatch) -> None:
+    fresh.setenv("ONEBIT_PURE_KERNELS", name)
+    asked_kernels.cache_clear()
 
 
 def test_c_is_taken_on_a_cpu_and_said_once(fresh: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    fresh.delenv("ONEBIT_PURE_KERNELS", raising=False)
     with caplog.at_level(logging.INFO, "onebit"):
         assert kernels_for(torch.zeros(1)) is c_pure
         assert kernels_for(torch.zeros(2)) is c_pure
@@ -38,8 +51,6 @@ def test_c_is_taken_on_a_cpu_and_said_once(fresh: pytest.MonkeyPatch, caplog: py
 def test_without_the_library_torch_is_taken_and_the_reason_said(
     fresh: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    fresh.delenv("ONEBIT_PURE_KERNELS", raising=False)
-
     def load(name: str) -> pure_kernels.PureKernels:
         if name == "c":
             raise OnebitError("the onebit engine is not built")
@@ -67,19 +78,19 @@ def test_triton_that_does_not_work_is_not_taken(
 
     fresh.setattr(pure_kernels, "_load", lambda name: Broken if name == "triton" else torch_pure)
     assert pure_kernels._problem("triton", "cpu").startswith(message)
-    fresh.setenv("ONEBIT_PURE_KERNELS", "triton")
+    _ask_for("triton", fresh)
     with pytest.raises(OnebitError, match=re.escape(f"ONEBIT_PURE_KERNELS=triton cannot be had on cpu: {message}")):
         kernels_for(torch.zeros(1))
 
 
 def test_the_environment_decides(fresh: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    fresh.setenv("ONEBIT_PURE_KERNELS", "torch")
+    _ask_for("torch", fresh)
     with caplog.at_level(logging.INFO, "onebit"):
         assert kernels_for(torch.zeros(1)) is torch_pure
     assert "torch kernels (ONEBIT_PURE_KERNELS asks for it)" in caplog.text
-    fresh.setenv("ONEBIT_PURE_KERNELS", "c")
+    _ask_for("c", fresh)
     with pytest.raises(OnebitError, match="the C kernels know CPU tensors only, not meta"):
         kernels_for(torch.zeros(1, device="meta"))
-    fresh.setenv("ONEBIT_PURE_KERNELS", "C")
+    _ask_for("C", fresh)
     with pytest.raises(ConfigError, match="ONEBIT_PURE_KERNELS is 'C', expected one of torch, c, triton"):
         kernels_for(torch.zeros(1))

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from onebit.nn import Pure1BitLinear, create_pure1bit_optimizer, torch_pure
+from onebit.nn import Pure1BitLinear, create_pure1bit_optimizer, pure_kernels, torch_pure
 from onebit.nn.pure_storage import pack_codes, pack_counters, packed_width, unpack_counters
 from onebit.optim.pure_deposit import Factors, update_moments
 from onebit.quant.counters import counter_named
@@ -100,7 +100,7 @@ def test_a_deposit_gives_the_references_integers(name: str, dtype: torch.dtype, 
     rows, cols, counter = 5, 541, counter_named(name)
     g = gradient(rows, cols, dtype)
     start = pack_counters(integers(rows, cols, -counter.bound, counter.bound), counter)
-    eta = torch.tensor(0.6 if counter.remembers else 1.5, device=DEVICE)
+    eta = 0.6 if counter.remembers else 1.5
     square = torch.tensor(mean_square, dtype=torch.float64, device=DEVICE)
     step = torch.tensor((1 << 33) + 5, device=DEVICE)
     kept = {}
@@ -123,7 +123,7 @@ def test_a_whole_deposit_is_its_steps(name: str, rows: int, cols: int, bad: floa
     if bad is not None:
         g[1, 2] = bad
     start = pack_counters(integers(rows, cols, -counter.bound, counter.bound), counter)
-    eta = torch.tensor(0.6 if counter.remembers else 1.5, device=DEVICE)
+    eta = 0.6 if counter.remembers else 1.5
     random = {"seed": 2**32 - 3, "tensor": 2**31 + 1, "step": torch.tensor(5, device=DEVICE)}
     whole, in_steps = start.clone(), start.clone()
     moments, kept = ((torch.zeros(rows, device=DEVICE), torch.zeros(cols, device=DEVICE)) for _ in range(2))
@@ -143,7 +143,7 @@ def test_a_gradient_that_is_not_finite_deposits_nothing() -> None:
     counters = integers(4, 40, -50, 50)
     before = counters.clone()
     triton_pure.deposit(
-        counters, g, factors_of(g), torch.tensor(0.5, device=DEVICE),
+        counters, g, factors_of(g), 0.5,
         torch.ones((), dtype=torch.float64, device=DEVICE), counter_named("int8"),
         seed=1, tensor=2, step=torch.tensor(3, device=DEVICE),
     )  # fmt: skip
@@ -152,15 +152,23 @@ def test_a_gradient_that_is_not_finite_deposits_nothing() -> None:
 
 @pytest.mark.parametrize(("name", "is_binary"), [("int8", False), ("int4", True), ("none", False)])
 def test_firing_gives_the_references_integers(name: str, is_binary: bool) -> None:
-    rows, cols, counter = 5, 541, counter_named(name)
-    start = codes(rows, cols, is_binary), pack_counters(integers(rows, cols, -counter.bound, counter.bound, 1), counter)
-    kept = {}
+    counter, sizes = counter_named(name), ((5, 541), (1, 7), (9, 64), (3, 1600))  # one larger than a tile
+    kept, moves = {}, {}
     for kernels in (torch_pure, triton_pure):
-        kept[kernels] = [tensor.clone() for tensor in start]
-        kept[kernels].append(kernels.fire(*kept[kernels], counter, cols, is_binary=is_binary))
+        kept[kernels] = [
+            (
+                codes(*size, is_binary),
+                pack_counters(integers(*size, -counter.bound, counter.bound, 1), counter),
+                size[1],
+            )
+            for size in sizes
+        ]
+        moves[kernels] = kernels.fire(kept[kernels], counter, is_binary=is_binary)
     for got, expected in zip(kept[triton_pure], kept[torch_pure], strict=True):
-        assert torch.equal(got, expected)
-    assert kept[triton_pure][2] > 0
+        assert torch.equal(got[0], expected[0])
+        assert torch.equal(got[1], expected[1])
+    assert torch.equal(moves[triton_pure], moves[torch_pure])
+    assert (moves[torch_pure] > 0).sum() >= 3
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -225,7 +233,7 @@ def test_unpacking(is_binary: bool) -> None:
 def test_training_steps_leave_the_references_state(monkeypatch: pytest.MonkeyPatch) -> None:
     states = []
     for kernels in ("torch", "triton"):
-        monkeypatch.setenv("ONEBIT_PURE_KERNELS", kernels)
+        monkeypatch.setattr(pure_kernels, "asked_kernels", lambda name=kernels: name)
         torch.manual_seed(0)
         layer = Pure1BitLinear(70, 12).to(DEVICE)
         optimizer, _ = create_pure1bit_optimizer(layer, lr=0.1)

@@ -18,7 +18,7 @@ from onebit.optim.pure_deposit import (
 )
 from onebit.quant.counters import counter_named
 
-ETA = torch.tensor(0.12)
+ETA = 0.12
 
 
 def gradient(rows: int = 24, cols: int = 37, seed: int = 0) -> Tensor:
@@ -33,7 +33,7 @@ def factors_of(g: Tensor, step: int = 1, moments: tuple[Tensor, Tensor] | None =
     return update_moments(moments, square_sums(g, peak, g.shape[0]), peak, torch.tensor(step))
 
 
-def counts(g: Tensor, parts: list[slice] | None = None, name: str = "int8", eta: Tensor = ETA) -> Tensor:
+def counts(g: Tensor, parts: list[slice] | None = None, name: str = "int8", eta: float = ETA) -> Tensor:
     """One deposit as a division into rows would make it: each part sums by itself, and knows its first row."""
     rows = g.shape[0]
     parts = parts or [slice(0, rows)]
@@ -92,7 +92,7 @@ def test_counts_have_the_mean_of_the_clipped_update(size: float) -> None:
 
 @pytest.mark.parametrize("name", ["int8", "int4", "none"])
 def test_any_division_into_rows_gives_the_same_integers(name: str) -> None:
-    g, eta = gradient(), torch.tensor(0.5)
+    g, eta = gradient(), 0.5
     whole = counts(g, name=name, eta=eta)
     assert whole.abs().max() > 0
     for parts in ([slice(0, 12), slice(12, 24)], [slice(0, 1), slice(1, 8), slice(8, 24)]):
@@ -141,5 +141,5 @@ def test_rows_without_a_gradient_stay_where_they_are() -> None:
 
 
 def test_eta() -> None:
-    assert eta_from_lr(5e-3, torch.tensor(0.08), is_binary=False).item() == pytest.approx(0.125)
-    assert eta_from_lr(5e-3, torch.tensor(0.08), is_binary=True).item() == pytest.approx(0.0625)
+    assert eta_from_lr(5e-3, 0.08, is_binary=False) == pytest.approx(0.125)
+    assert eta_from_lr(5e-3, 0.08, is_binary=True) == pytest.approx(0.0625)

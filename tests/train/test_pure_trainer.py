@@ -76,7 +76,7 @@ def test_trainer(bases: dict[str, Path], tmp_path: Path, kind: str) -> None:
     assert all(not torch.equal(weight.codes, before[name]) for name, weight in pure_weights(model).items())
     assert all(int(weight.deposits) == 16 for weight in pure_weights(model).values())
     # The scheduler drove the rate of the codes down with that of the parameters.
-    assert optimizer.eta(optimizer.weights[0]).item() == pytest.approx(0.0, abs=1e-8)
+    assert optimizer.eta(optimizer.weights[0]) == pytest.approx(0.0, abs=1e-8)
 
 
 def test_a_resumed_trainer_is_the_same_to_the_bit(bases: dict[str, Path], tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ Shape suffixes: T tokens, O outputs, I inputs, B bytes of a row, G groups of inp
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from ctypes import byref
 
 import torch
@@ -25,6 +26,7 @@ from onebit.engine.training import (
     training_library,
 )
 from onebit.nn import torch_pure
+from onebit.nn.pure_kernels import Firing
 from onebit.nn.straight_through_linear import HAS_INT8_PRODUCT, int8_product
 from onebit.nn.torch_pure import input_codes
 from onebit.optim.pure_deposit import (
@@ -121,7 +123,7 @@ def deposit(
     counters_OB: Tensor,
     g_OI: Tensor,
     factors: Factors,
-    eta: Tensor,
+    eta: float,
     mean_square: Tensor,
     counter: Counter,
     *,
@@ -160,7 +162,7 @@ def deposit_whole(
     counters_OB: Tensor,
     moments: tuple[Tensor, Tensor],
     g_OI: Tensor,
-    eta: Tensor,
+    eta: float,
     counter: Counter,
     *,
     seed: int,
@@ -178,7 +180,7 @@ def deposit_whole(
         moments[0].data_ptr(),
         moments[1].data_ptr(),
         _settled(step),
-        eta.item(),
+        eta,
         not counter.remembers,
         seed,
         tensor,
@@ -190,11 +192,15 @@ def deposit_whole(
     return True
 
 
-def fire(codes_OB: Tensor, counters_OB: Tensor, counter: Counter, cols: int, *, is_binary: bool) -> Tensor:
+def fire(matrices: Sequence[Firing], counter: Counter, *, is_binary: bool) -> Tensor:
     """As `PureKernels.fire`."""
+    return torch.tensor([_fire(*matrix, counter, is_binary) for matrix in matrices])
+
+
+def _fire(codes_OB: Tensor, counters_OB: Tensor, cols: int, counter: Counter, is_binary: bool) -> int:
     if not (codes_OB.is_contiguous() and counters_OB.is_contiguous()):
-        return torch_pure.fire(codes_OB, counters_OB, counter, cols, is_binary=is_binary)
-    moves = _C.ob_train_fire(
+        return int(torch_pure.fire([(codes_OB, counters_OB, cols)], counter, is_binary=is_binary))
+    moves: int = _C.ob_train_fire(
         codes_OB.data_ptr(),
         byref(_counters(counters_OB, counter)),
         codes_OB.shape[0],
@@ -205,7 +211,7 @@ def fire(codes_OB: Tensor, counters_OB: Tensor, counter: Counter, cols: int, *, 
     )
     # autograd must notice a change between a forward and its backward pass
     torch.autograd.graph.increment_version((codes_OB, counters_OB))
-    return torch.tensor(moves)
+    return moves
 
 
 def unpack(codes_OB: Tensor, cols: int, dtype: torch.dtype, *, is_binary: bool) -> Tensor:

@@ -152,6 +152,14 @@ class CodedMatrix(RowSharded):
         """The counters as int8 [O, I]."""
         return unpack_counters(self.rows.whole(self.counters), self.in_features, self.counter)
 
+    def mean_size(self) -> float:
+        """`mean_magnitude` as a number; a device is asked for it again only after a change."""
+        known, tensor = self.__dict__.get("_mean_size"), self.mean_magnitude
+        if known is None or known[0] is not tensor or known[1] != tensor._version:
+            known = tensor, tensor._version, float(tensor)
+            self.__dict__["_mean_size"] = known
+        return float(known[2])
+
     @torch.no_grad()
     def hand_over_counters(self) -> Tensor:
         """Latents, float32 [O, I], from codes and counters, which then are 0."""

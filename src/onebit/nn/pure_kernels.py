@@ -12,7 +12,7 @@ c          `c_pure`            for CPU tensors, when the engine's library is bui
 triton     `triton_pure`       for CUDA tensors, when triton is installed
 =========  ==================  =======================================================================
 
-ONEBIT_PURE_KERNELS=torch, c or triton takes one of them for every device.
+ONEBIT_PURE_KERNELS=torch, c or triton takes one of them for every device. It is read once.
 
 Shape suffixes: T tokens, O outputs, I inputs, B bytes of a row, G groups of inputs.
 """
@@ -22,6 +22,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+from collections.abc import Sequence
 from functools import cache
 from typing import Protocol, cast
 
@@ -33,11 +34,14 @@ from onebit.errors import ConfigError, OnebitError
 from onebit.optim.pure_deposit import Factors
 from onebit.quant.counters import Counter
 
-__all__ = ["PureKernels", "kernels_for"]
+__all__ = ["Firing", "PureKernels", "asked_kernels", "kernels_for"]
 
 _LOG = logging.getLogger(__name__)
 _ENVIRONMENT = "ONEBIT_PURE_KERNELS"
 _NAMES = ("torch", "c", "triton")
+
+Firing = tuple[Tensor, Tensor, int]
+"""What fires: codes_OB, counters_OB, and how many inputs a row has."""
 
 
 class PureKernels(Protocol):
@@ -66,7 +70,7 @@ class PureKernels(Protocol):
         counters_OB: Tensor,
         g_OI: Tensor,
         factors: Factors,
-        eta: Tensor,
+        eta: float,
         mean_square: Tensor,
         counter: Counter,
         *,
@@ -77,8 +81,8 @@ class PureKernels(Protocol):
     ) -> None:
         """Deposit into the counters, in place, by `pure_deposit.deposit_rule`, rounded as `deposit_counts`.
 
-        eta: float32 []; mean_square: of U over the whole matrix, float64 []; step: int64 []; first_row: of these rows
-        in the whole matrix.
+        eta: rounded to float32; mean_square: of U over the whole matrix, float64 []; step: int64 []; first_row: of
+        these rows in the whole matrix.
         """
         ...
 
@@ -87,7 +91,7 @@ class PureKernels(Protocol):
         counters_OB: Tensor,
         moments: tuple[Tensor, Tensor],
         g_OI: Tensor,
-        eta: Tensor,
+        eta: float,
         counter: Counter,
         *,
         seed: int,
@@ -97,8 +101,8 @@ class PureKernels(Protocol):
         """All of these in one call, for a matrix that one process holds; False: nothing was done, take the steps."""
         ...
 
-    def fire(self, codes_OB: Tensor, counters_OB: Tensor, counter: Counter, cols: int, *, is_binary: bool) -> Tensor:
-        """Move the codes whose counters are full, in place: how many moved, int64 []."""
+    def fire(self, matrices: Sequence[Firing], counter: Counter, *, is_binary: bool) -> Tensor:
+        """Move the codes whose counters are full, in place, of N matrices: how many moved in each, int64 [N]."""
         ...
 
     def input_codes(self, x_TI: Tensor) -> tuple[Tensor, Tensor]:
@@ -129,7 +133,16 @@ def kernels_for(tensor: Tensor) -> PureKernels:
     """
     if isinstance(tensor, FakeTensor):  # has no memory; the reference says what would be allocated
         return _load("torch")
-    return _chosen(tensor.device.type, os.environ.get(_ENVIRONMENT, ""))
+    return _chosen(tensor.device.type, asked_kernels())
+
+
+@cache
+def asked_kernels() -> str:
+    """What ONEBIT_PURE_KERNELS asks for, empty for nothing. `asked_kernels.cache_clear()` has it read again.
+
+    Reading it for each use of a matrix would take longer than some of a GPU's kernels.
+    """
+    return os.environ.get(_ENVIRONMENT, "")
 
 
 @cache

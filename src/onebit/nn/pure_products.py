@@ -50,7 +50,7 @@ class PureProduct(torch.autograd.Function):
         """
         ctx.cols, ctx.group_size, ctx.is_binary, ctx.handle, ctx.rows = cols, group_size, is_binary, handle, rows
         ctx.dtype, ctx.x_dtype = dtype, x_TI.dtype
-        scale = exported_scale(log_scale, group_scales).float()
+        scale = exported_scale(log_scale, group_scales)
         kept = (scale,) if group_scales is None else (log_scale, group_scales)  # per group it is too much to keep
         ctx.save_for_backward(packed_OB, x_codes_TI, x_scale_T1, *kept)
         packed_OB = _whole(packed_OB, rows)
@@ -70,7 +70,7 @@ class PureProduct(torch.autograd.Function):
         """Gradients of x_TI and log_scale."""
         packed_OB, x_codes_TI, x_scale_T1, *kept = ctx.saved_tensors
         packed_OB = _whole(packed_OB, ctx.rows)
-        scale = kept[0] if len(kept) == 1 else exported_scale(*kept).float()
+        scale = kept[0] if len(kept) == 1 else exported_scale(*kept)
         grad_x = grad_scale = None
         if ctx.handle or ctx.needs_input_grad[1]:
             g_TO = grad_TO.to(ctx.dtype) if x_scale_T1 is None else _times(grad_TO, x_scale_T1, ctx.dtype)
@@ -89,14 +89,19 @@ class PureProduct(torch.autograd.Function):
                 w_OI = _scaled(scale, packed_OB, ctx.cols, ctx.group_size, ctx.is_binary, ctx.dtype)
                 grad_x = grad_TO.to(ctx.dtype) @ w_OI
             else:
-                g_TO = (grad_TO * scale if scale.ndim else grad_TO).to(ctx.dtype)
+                g_TO = _as(grad_TO * scale if scale.ndim else grad_TO, ctx.dtype)
                 grad_x = _run("pure_input_gradient", g_TO, packed_OB, ctx.cols, ctx.is_binary)
                 if not scale.ndim:
                     # In place where it can be: out of place, a CPU would look for fresh pages.
                     is_same = grad_x.dtype == ctx.x_dtype
                     grad_x = grad_x.mul_(scale) if is_same else _times(grad_x, scale, ctx.x_dtype)
-            grad_x = grad_x.to(ctx.x_dtype)
+            grad_x = _as(grad_x, ctx.x_dtype)
         return grad_x, grad_scale, None, None, None, None, None, None, None, None, None, None
+
+
+def _as(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x.to(dtype), which takes Python 3 us to do nothing."""
+    return x if x.dtype == dtype else x.to(dtype)
 
 
 def _times(x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:

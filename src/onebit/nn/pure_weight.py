@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from onebit.nn.coded_matrix import CodedMatrix
 from onebit.nn.pure_gradient_sum import BFloat16Sum, GradientSum, Int8Sum
-from onebit.nn.pure_kernels import PureKernels, kernels_for
+from onebit.nn.pure_kernels import Firing, PureKernels, kernels_for
 from onebit.nn.pure_storage import pack_codes
 from onebit.optim.pure_deposit import Factors
 from onebit.optim.pure_rules import Rule
@@ -44,8 +45,8 @@ class Driver(Protocol):
         """What a step's gradients are summed in: "bfloat16" or "int8"."""
         ...
 
-    def eta(self, weight: Any) -> Tensor:
-        """The share of the threshold that an update of size 1 deposits now, float32 []."""
+    def eta(self, weight: Any) -> float:
+        """The share of the threshold that an update of size 1 deposits now."""
         ...
 
     def deposits_at_once(self, weight: Any) -> bool:
@@ -110,8 +111,7 @@ class PureWeight(CodedMatrix):
         """Drop the gradients of this step that are not deposited."""
         self.__dict__.update(gradient_sum=None, received=0)
 
-    @torch.no_grad()
-    def deposit(self, g_OI: Tensor, eta: Tensor) -> None:
+    def deposit(self, g_OI: Tensor, eta: float) -> None:
         """Add a gradient to the counters; of all processes that train together, who end with the same integers.
 
         Where rows are divided, it is the sum of all processes' gradients already, this process's rows of it.
@@ -125,28 +125,37 @@ class PureWeight(CodedMatrix):
             self.driver.rule.deposit(self.driver.rule_state(self), g_OI.float(), eta)
             return
         kernels = kernels_for(g_OI)
-        self.deposits.add_(1)
+        deposits = self.deposits.add_(1)
         self.__dict__["has_moments"] = True
         moments = self.row_moments, self.column_moments
-        random: dict[str, Any] = {"seed": self.driver.seed, "tensor": self.tensor, "step": self.deposits}
+        random: dict[str, Any] = {"seed": self.driver.seed, "tensor": self.tensor, "step": deposits}
         if not self.rows.is_part and kernels.deposit_whole(self.counters, moments, g_OI, eta, self.counter, **random):
             return
-        factors = self.rows.own_factors(self._update_moments(kernels, moments, g_OI, self.deposits))
+        factors = self.rows.own_factors(self._update_moments(kernels, moments, g_OI, deposits))
         energy = self.rows.sum(kernels.update_energy(g_OI, factors))
         mean_square = energy / (self.out_features * self.in_features)
         kernels.deposit(
             self.counters, g_OI, factors, eta, mean_square, self.counter, **random, first_row=self.rows.first
         )
 
-    @torch.no_grad()
-    def fire(self) -> None:
+    @staticmethod
+    def fire_all(weights: Sequence[PureWeight]) -> None:
         """Move the codes whose counters are full, or that another rule moves. The only place where codes change."""
-        if self.driver is not None and self.driver.rule is not None:
-            self._fire_by(self.driver.rule)
-            return
-        self.__dict__["moves"] = kernels_for(self.codes).fire(
-            self.codes, self.counters, self.counter, self.in_features, is_binary=self.is_binary
-        )
+        alike: dict[Any, list[tuple[PureWeight, Firing]]] = {}
+        for weight in weights:
+            rule = None if weight.driver is None else weight.driver.rule
+            if rule is None:
+                codes_OB = weight.codes
+                matrix = codes_OB, weight.counters, weight.in_features
+                alike.setdefault((codes_OB.device, weight.counter.name, weight.is_binary), []).append((weight, matrix))
+            else:
+                weight._fire_by(rule)
+        for group in alike.values():
+            first, (codes_OB, *_) = group[0]
+            matrices = [matrix for _, matrix in group]
+            moves_N = kernels_for(codes_OB).fire(matrices, first.counter, is_binary=first.is_binary)
+            for (weight, _), moves in zip(group, moves_N.unbind(), strict=True):
+                weight.__dict__["moves"] = moves
 
     def _fire_by(self, rule: Rule) -> None:
         assert self.driver is not None

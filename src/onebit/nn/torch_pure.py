@@ -7,12 +7,14 @@ Shape suffixes: T tokens, O outputs, I inputs, B bytes of a row, G groups of inp
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from onebit.nn.pure_kernels import Firing
 from onebit.nn.pure_storage import pack_codes, pack_counters, unpack_codes, unpack_counters
 from onebit.optim.pure_deposit import (
     Factors,
@@ -48,7 +50,7 @@ def deposit(
     counters_OB: Tensor,
     g_OI: Tensor,
     factors: Factors,
-    eta: Tensor,
+    eta: float,
     mean_square: Tensor,
     counter: Counter,
     *,
@@ -82,17 +84,18 @@ def deposit_whole(*_: Any, **__: Any) -> bool:
     return False
 
 
-def fire(codes_OB: Tensor, counters_OB: Tensor, counter: Counter, cols: int, *, is_binary: bool) -> Tensor:
+def fire(matrices: Sequence[Firing], counter: Counter, *, is_binary: bool) -> Tensor:
     """As `PureKernels.fire`."""
-    moves = torch.zeros((), dtype=torch.int64, device=codes_OB.device)
-    for part in row_chunks(codes_OB.shape[0], cols, codes_OB.device):
-        codes = unpack_codes(codes_OB[part], cols, is_binary=is_binary)
-        counts = unpack_counters(counters_OB[part], cols, counter)
-        codes, counts, moved = quant_counters.fire(codes, counts, counter, is_binary=is_binary)
-        codes_OB[part] = pack_codes(codes, is_binary=is_binary)
-        counters_OB[part] = pack_counters(counts, counter)
-        moves += moved
-    return moves
+    moves_N = torch.zeros(len(matrices), dtype=torch.int64, device=matrices[0][0].device)
+    for moves, (codes_OB, counters_OB, cols) in zip(moves_N, matrices, strict=True):
+        for part in row_chunks(codes_OB.shape[0], cols, codes_OB.device):
+            codes = unpack_codes(codes_OB[part], cols, is_binary=is_binary)
+            counts = unpack_counters(counters_OB[part], cols, counter)
+            codes, counts, moved = quant_counters.fire(codes, counts, counter, is_binary=is_binary)
+            codes_OB[part] = pack_codes(codes, is_binary=is_binary)
+            counters_OB[part] = pack_counters(counts, counter)
+            moves += moved
+    return moves_N
 
 
 def input_codes(x_TI: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from onebit.nn.triton_tiles import grid_of, launch, load_matrix
 from onebit.optim.pure_deposit import MOMENT_DECAY, MOMENT_FLOOR, SMALLEST_MOMENT, Factors
 
-__all__ = ["add_squares", "peak_of", "square_sums", "update_moments"]
+__all__ = ["add_squares", "new_factors", "peak_of", "square_sums", "update_moments"]
 
 _SQUARES = (32, 128)  # rows, columns of a tile of float64: 32 numbers, 64 registers, a thread
 _VECTOR = 1024  # numbers of a vector that the one program of `_update_moments` takes at once
@@ -45,17 +45,27 @@ def add_squares(g_OI: Tensor, sums: Tensor, peak: Tensor, rows: int) -> None:
 
 def update_moments(moments: tuple[Tensor, Tensor], sums: tuple[Tensor, Tensor], peak: Tensor, step: Tensor) -> Factors:
     """As `PureKernels.update_moments`."""
+    by_row_O, by_column_I, is_finite = new_factors(moments, torch.cat(sums), peak, step).split_with_sizes(
+        (moments[0].shape[0], moments[1].shape[0], 1)
+    )
+    return Factors(by_row_O.unsqueeze(1), by_column_I, is_finite.squeeze(0) > 0.0)
+
+
+def new_factors(moments: tuple[Tensor, Tensor], sums: Tensor, peak: Tensor, step: Tensor) -> Tensor:
+    """`update_moments` with factors in one vector: of rows, of columns, and 1 for a finite gradient or 0.
+
+    sums: those of rows, then of columns; more may follow.
+    """
     rows, cols = moments[0].shape[0], moments[1].shape[0]
-    by_row_O, by_column_I = moments[0].new_empty(rows + cols).split_with_sizes((rows, cols))
-    is_finite = peak.new_empty((), dtype=torch.bool)
+    factors = peak.new_empty(rows + cols + 1)
     launch(
         _update_moments,
         (1, 1, 1),
-        (*moments, *sums, peak, step, by_row_O, by_column_I, is_finite),
+        (*moments, sums, peak, step, factors),
         (rows, cols, _VECTOR, MOMENT_DECAY, MOMENT_FLOOR, SMALLEST_MOMENT),
         num_warps=8,
     )
-    return Factors(by_row_O.unsqueeze(1), by_column_I, is_finite)
+    return factors
 
 
 @triton.jit
@@ -107,13 +117,10 @@ def _power(base: tl.constexpr, exponent):
 def _update_moments(
     row,
     column,
-    row_sums,
-    column_sums,
+    sums,
     peak,
     step,
-    row_factors,
-    column_factors,
-    finite,
+    factors,
     ROWS: tl.constexpr,  # as constants: Triton's interpreter cannot count to another number (3.6, with numpy 2.4)
     COLS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -124,14 +131,14 @@ def _update_moments(
     largest = tl.load(peak)
     INFINITY: tl.constexpr = float("inf")
     is_finite = largest * largest < INFINITY
-    tl.store(finite, is_finite)
+    tl.store(factors + ROWS + COLS, is_finite.to(tl.float32))
     settled = 1.0 - _power(DECAY, tl.load(step))
     row_total = tl.zeros([BLOCK], tl.float64)
     for first in range(0, ROWS, BLOCK):
-        row_total += _move(row, row_sums, COLS, first + tl.arange(0, BLOCK), ROWS, is_finite, DECAY)
+        row_total += _move(row, sums, COLS, first + tl.arange(0, BLOCK), ROWS, is_finite, DECAY)
     column_total = tl.zeros([BLOCK], tl.float64)
     for first in range(0, COLS, BLOCK):
-        moments = _move(column, column_sums, ROWS, first + tl.arange(0, BLOCK), COLS, is_finite, DECAY)
+        moments = _move(column, sums + ROWS, ROWS, first + tl.arange(0, BLOCK), COLS, is_finite, DECAY)
         column_total += moments / settled
     row_mean = tl.maximum(tl.sum(row_total) / ROWS, SMALLEST)
     column_floor = tl.maximum(tl.sum(column_total) / COLS * FLOOR, SMALLEST)
@@ -139,8 +146,8 @@ def _update_moments(
     for first in range(0, ROWS, BLOCK):
         at = first + tl.arange(0, BLOCK)
         share = tl.load(row + at, at < ROWS, other=0.0).to(tl.float64) / row_mean
-        tl.store(row_factors + at, (1.0 / tl.sqrt(tl.maximum(share, FLOOR))).to(tl.float32), at < ROWS)
+        tl.store(factors + at, (1.0 / tl.sqrt(tl.maximum(share, FLOOR))).to(tl.float32), at < ROWS)
     for first in range(0, COLS, BLOCK):
         at = first + tl.arange(0, BLOCK)
         size = tl.load(column + at, at < COLS, other=0.0).to(tl.float64) / settled
-        tl.store(column_factors + at, (1.0 / tl.sqrt(tl.maximum(size, column_floor))).to(tl.float32), at < COLS)
+        tl.store(factors + ROWS + at, (1.0 / tl.sqrt(tl.maximum(size, column_floor))).to(tl.float32), at < COLS)

@@ -8,7 +8,7 @@ gradient is deposited in the backward pass when a step has one; when it has seve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol, get_args
 
 import torch
@@ -30,7 +30,6 @@ class FiringWeight(Protocol):
     """A matrix of codes with counters; `onebit.nn.PureWeight` is one."""
 
     log_scale: torch.nn.Parameter
-    mean_magnitude: Tensor
     is_binary: bool
     received: int  # gradients since the last step
 
@@ -38,7 +37,9 @@ class FiringWeight(Protocol):
     def detach(self) -> None: ...
     def settle(self) -> None: ...
     def forget(self) -> None: ...
-    def fire(self) -> None: ...
+    @staticmethod
+    def fire_all(weights: Sequence[Any]) -> None: ...
+    def mean_size(self) -> float: ...
     def hand_over_counters(self) -> Tensor: ...
 
 
@@ -131,22 +132,22 @@ class Pure1BitOptimizer(torch.optim.AdamW):
         made: dict[str, Tensor] = state["codes"]
         return made
 
-    def eta(self, weight: FiringWeight) -> Tensor:
-        """The share of the threshold that an update of size 1 deposits into this weight now, float32 [].
+    def eta(self, weight: FiringWeight) -> float:
+        """The share of the threshold that an update of size 1 deposits into this weight now.
 
         It follows the square root of what a scheduler makes of the rate: noise fires a counter eta^2 times a step, so
         that codes settle as the rate falls, no sooner. For a rule that is not the counters': the share of its rate.
         """
         group = self._pure_group()
-        share = group["lr"] / group["peak_lr"]
+        share = float(group["lr"] / group["peak_lr"])
         if group.get("rule") is not None:
-            return torch.full_like(weight.mean_magnitude, share)
-        share = float(share**0.5)
+            return share
+        share = share**0.5
         if group["accumulation"] == "deposit":
             share /= (group["gradient_accumulation_steps"] or 1) ** 0.5
         if group["eta"] is not None:
-            return torch.full_like(weight.mean_magnitude, group["eta"] * share)
-        return eta_from_lr(group["peak_lr"] * share, weight.mean_magnitude, is_binary=weight.is_binary)
+            return float(group["eta"] * share)
+        return eta_from_lr(group["peak_lr"] * share, weight.mean_size(), is_binary=weight.is_binary)
 
     def set_eta(self, eta: float) -> None:
         """Take another eta at the peak of the schedule, for all weights, as the argument `eta` would have set it."""
@@ -174,11 +175,15 @@ class Pure1BitOptimizer(torch.optim.AdamW):
         loss: float | None = super().step(closure)
         group = self._pure_group()
         received = max((weight.received for weight in self._weights.values()), default=0)
+        firing = [
+            weight
+            for weight in self._weights.values()
+            if weight.received or group.get("rule") is None  # a rule would go on with the gradient of the step before
+        ]
         for weight in self._weights.values():
-            has_gradient = weight.received > 0
             weight.settle()
-            if has_gradient or group.get("rule") is None:  # a rule would go on with the gradient of the step before
-                weight.fire()
+        if firing:
+            firing[0].fire_all(firing)
         if group["sums"] is None and received:
             group["sums"] = received > 1
         return loss

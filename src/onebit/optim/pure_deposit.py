@@ -68,12 +68,12 @@ class Factors:
     is_finite: Tensor
 
 
-def eta_from_lr(lr: float, mean_magnitude: Tensor, *, is_binary: bool) -> Tensor:
-    """eta, float32 []: AdamW's step lr over the distance from a level to its boundary.
+def eta_from_lr(lr: float, mean_magnitude: float, *, is_binary: bool) -> float:
+    """eta: AdamW's step lr over the distance from a level to its boundary.
 
     mean_magnitude: mean |W|, the scale of a level. Ternary boundaries lie half a level away: eta = 2 lr / mean |W|.
     """
-    return (1.0 if is_binary else 2.0) * lr / mean_magnitude.float()
+    return (1.0 if is_binary else 2.0) * lr / mean_magnitude
 
 
 def row_chunks(rows: int, cols: int, device: torch.device) -> Iterator[slice]:
@@ -142,17 +142,18 @@ def update_energy(g_OI: Tensor, factors: Factors) -> Tensor:
     return energy
 
 
-def deposit_rule(counter: Counter, eta: Tensor, mean_square: Tensor) -> tuple[Tensor, int]:
+def deposit_rule(counter: Counter, eta: float, mean_square: Tensor) -> tuple[Tensor, int]:
     """(coefficient, power): a deposit is coefficient * |U|^(power - 1) U, with U before clipping; float32 [].
 
-    eta: float32 []. mean_square: mean U^2 over the whole matrix, float64 [].
+    eta: rounded to float32. mean_square: mean U^2 over the whole matrix, float64 [].
     A counter that forgets moves with the probability eta^2 |U|^3 / 4: driven by noise, a counter that remembers fires
     about eta^2 times a step, and the largest gradients are the least noisy.
     """
     clipped = (mean_square.sqrt() / CLIP).clamp_min(1.0).reciprocal().float()
+    share = torch.tensor(eta, dtype=torch.float32)
     if counter.remembers:
-        return -(eta.float() * counter.threshold) * clipped, 1
-    return -(eta.float().square() / 4.0) * clipped**3, 3
+        return -(share * counter.threshold) * clipped, 1
+    return -(share.square() / 4.0) * clipped**3, 3
 
 
 def deposit_counts(

@@ -53,12 +53,12 @@ class Rule(ABC):
         """The state before the first step; w_OI: the latents that the weight began with, as far as they are known."""
 
     @abstractmethod
-    def deposit(self, state: State, g_OI: Tensor, share: Tensor) -> None:
-        """Take the gradient of a step into the state, float32 [O, I]."""
+    def deposit(self, state: State, g_OI: Tensor, share: float) -> None:
+        """Take the gradient of a step into the state, float32 [O, I]; share: of the rate, what the scheduler leaves."""
 
     @abstractmethod
     def fire(
-        self, state: State, codes_OI: Tensor, scale: Tensor, share: Tensor, random: Callable[[], Tensor], gap: int
+        self, state: State, codes_OI: Tensor, scale: Tensor, share: float, random: Callable[[], Tensor], gap: int
     ) -> Tensor:
         """New codes from codes, float32 [O, I] both.
 
@@ -82,13 +82,13 @@ class Shadow(Rule):
     def start(self, w_OI: Tensor) -> State:
         return {"shadow": w_OI, **_start_moments(w_OI)}
 
-    def deposit(self, state: State, g_OI: Tensor, share: Tensor) -> None:
+    def deposit(self, state: State, g_OI: Tensor, share: float) -> None:
         _update_moments(state, g_OI, self.betas)
         rate = self.lr * share
         state["shadow"].mul_(1 - rate * self.weight_decay).sub_(_adam_update(state, self.betas).mul_(rate))
 
     def fire(
-        self, state: State, codes_OI: Tensor, scale: Tensor, share: Tensor, random: Callable[[], Tensor], gap: int
+        self, state: State, codes_OI: Tensor, scale: Tensor, share: float, random: Callable[[], Tensor], gap: int
     ) -> Tensor:
         return _nearest_codes(state["shadow"] / scale, gap)
 
@@ -106,11 +106,11 @@ class ShadowSGD(Rule):
     def start(self, w_OI: Tensor) -> State:
         return {"shadow": w_OI}
 
-    def deposit(self, state: State, g_OI: Tensor, share: Tensor) -> None:
+    def deposit(self, state: State, g_OI: Tensor, share: float) -> None:
         state["shadow"].sub_(g_OI * (self.lr * share))
 
     def fire(
-        self, state: State, codes_OI: Tensor, scale: Tensor, share: Tensor, random: Callable[[], Tensor], gap: int
+        self, state: State, codes_OI: Tensor, scale: Tensor, share: float, random: Callable[[], Tensor], gap: int
     ) -> Tensor:
         return _nearest_codes(state["shadow"] / scale, gap)
 
@@ -132,11 +132,11 @@ class GradientBuffer(Rule):
     def start(self, w_OI: Tensor) -> State:
         return {"sum": torch.zeros_like(w_OI)}
 
-    def deposit(self, state: State, g_OI: Tensor, share: Tensor) -> None:
+    def deposit(self, state: State, g_OI: Tensor, share: float) -> None:
         state["sum"].add_(g_OI)
 
     def fire(
-        self, state: State, codes_OI: Tensor, scale: Tensor, share: Tensor, random: Callable[[], Tensor], gap: int
+        self, state: State, codes_OI: Tensor, scale: Tensor, share: float, random: Callable[[], Tensor], gap: int
     ) -> Tensor:
         sum_OI = state["sum"]
         full_OI = sum_OI.abs() > self.threshold
@@ -166,13 +166,13 @@ class Bop(Rule):
     def start(self, w_OI: Tensor) -> State:
         return {"average": torch.zeros_like(w_OI), "square": w_OI.new_zeros(()), "count": w_OI.new_zeros(())}
 
-    def deposit(self, state: State, g_OI: Tensor, share: Tensor) -> None:
+    def deposit(self, state: State, g_OI: Tensor, share: float) -> None:
         state["count"].add_(1)
         state["square"].lerp_(g_OI.square().mean(), 1 - _SQUARE_DECAY)
         state["average"].lerp_(g_OI, self.gamma)
 
     def fire(
-        self, state: State, codes_OI: Tensor, scale: Tensor, share: Tensor, random: Callable[[], Tensor], gap: int
+        self, state: State, codes_OI: Tensor, scale: Tensor, share: float, random: Callable[[], Tensor], gap: int
     ) -> Tensor:
         usual = (state["square"] / (1 - _SQUARE_DECAY ** state["count"])).sqrt()
         average_OI = state["average"]
@@ -193,11 +193,11 @@ class DQT(Rule):
     def start(self, w_OI: Tensor) -> State:
         return _start_moments(w_OI)
 
-    def deposit(self, state: State, g_OI: Tensor, share: Tensor) -> None:
+    def deposit(self, state: State, g_OI: Tensor, share: float) -> None:
         _update_moments(state, g_OI, self.betas)
 
     def fire(
-        self, state: State, codes_OI: Tensor, scale: Tensor, share: Tensor, random: Callable[[], Tensor], gap: int
+        self, state: State, codes_OI: Tensor, scale: Tensor, share: float, random: Callable[[], Tensor], gap: int
     ) -> Tensor:
         moved_OI = codes_OI - _adam_update(state, self.betas) * (self.lr * share) / scale
         # Codes are gap * n - 1 with n = 0, 1 or (ternary) 2.
