@@ -41,7 +41,7 @@ from onebit.nn import (
     replace_linear_with_bitlinear,
     replace_linear_with_pure1bit_linear,
 )
-from onebit.nn.pure_kernels import asked_kernels
+from onebit.nn.pure_kernels import kernels_on
 from pure_step_kernels import measure_kernels, wait
 from pure_training import SIZES, Decoder
 
@@ -132,7 +132,7 @@ def measure_steps(case: str, arms: list[str], device: torch.device, rounds: int,
 
 def _ask_for(kernels: str) -> None:
     os.environ["ONEBIT_PURE_KERNELS"] = kernels
-    asked_kernels.cache_clear()
+    kernels_on.cache_clear()
 
 
 def step_figures(steps: dict[str, dict[str, list[float]]]) -> dict[str, float]:

@@ -285,8 +285,8 @@ def test_a_model_trains_to_the_same_codes_and_counters(
     counter: str, quantizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     states = []
-    for kernels in ("torch", "c"):
-        monkeypatch.setattr(pure_kernels, "asked_kernels", lambda name=kernels: name)
+    for kernels in (torch_pure, c_pure):
+        monkeypatch.setattr(pure_kernels, "kernels_on", lambda _, kernels=kernels: kernels)
         model = pure_model(counter=counter, quantizer=quantizer)
         train(model, 1, gradient_accumulation_steps=1)
         states.append(model.state_dict())

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from onebit.errors import ConfigError, EngineError, OnebitError
 from onebit.nn import pure_kernels, torch_pure
-from onebit.nn.pure_kernels import asked_kernels, kernels_for
+from onebit.nn.pure_kernels import kernels_for, kernels_on
 
 try:
     from onebit.nn import c_pure
@@ -31,12 +31,12 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
 
 def _forget() -> None:
     pure_kernels._chosen.cache_clear()
-    asked_kernels.cache_clear()
+    kernels_on.cache_clear()
 
 
 def _ask_for(name: str, fresh: pytest.MonkeyPatch) -> None:
     fresh.setenv("ONEBIT_PURE_KERNELS", name)
-    asked_kernels.cache_clear()
+    kernels_on.cache_clear()
 
 
 def test_c_is_taken_on_a_cpu_and_said_once(fresh: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

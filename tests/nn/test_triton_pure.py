@@ -232,8 +232,8 @@ def test_unpacking(is_binary: bool) -> None:
 
 def test_training_steps_leave_the_references_state(monkeypatch: pytest.MonkeyPatch) -> None:
     states = []
-    for kernels in ("torch", "triton"):
-        monkeypatch.setattr(pure_kernels, "asked_kernels", lambda name=kernels: name)
+    for kernels in (torch_pure, triton_pure):
+        monkeypatch.setattr(pure_kernels, "kernels_on", lambda _, kernels=kernels: kernels)
         torch.manual_seed(0)
         layer = Pure1BitLinear(70, 12).to(DEVICE)
         optimizer, _ = create_pure1bit_optimizer(layer, lr=0.1)

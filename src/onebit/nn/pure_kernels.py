@@ -12,7 +12,7 @@ c          `c_pure`            for CPU tensors, when the engine's library is bui
 triton     `triton_pure`       for CUDA tensors, when triton is installed
 =========  ==================  =======================================================================
 
-ONEBIT_PURE_KERNELS=torch, c or triton takes one of them for every device. It is read once.
+ONEBIT_PURE_KERNELS=torch, c or triton takes one of them for every device. It is read at the first use of a device.
 
 Shape suffixes: T tokens, O outputs, I inputs, B bytes of a row, G groups of inputs.
 """
@@ -34,7 +34,7 @@ from onebit.errors import ConfigError, OnebitError
 from onebit.optim.pure_deposit import Factors
 from onebit.quant.counters import Counter
 
-__all__ = ["Firing", "PureKernels", "asked_kernels", "kernels_for"]
+__all__ = ["Firing", "PureKernels", "kernels_for", "kernels_on"]
 
 _LOG = logging.getLogger(__name__)
 _ENVIRONMENT = "ONEBIT_PURE_KERNELS"
@@ -133,16 +133,16 @@ def kernels_for(tensor: Tensor) -> PureKernels:
     """
     if isinstance(tensor, FakeTensor):  # has no memory; the reference says what would be allocated
         return _load("torch")
-    return _chosen(tensor.device.type, asked_kernels())
+    return kernels_on(tensor.device)
 
 
 @cache
-def asked_kernels() -> str:
-    """What ONEBIT_PURE_KERNELS asks for, empty for nothing. `asked_kernels.cache_clear()` has it read again.
+def kernels_on(device: torch.device) -> PureKernels:
+    """The kernels of a device, as `kernels_for`; `kernels_on.cache_clear()` has the environment read again.
 
-    Reading it for each use of a matrix would take longer than some of a GPU's kernels.
+    They are asked for six times in a step of each matrix, and a GPU waits.
     """
-    return os.environ.get(_ENVIRONMENT, "")
+    return _chosen(device.type, os.environ.get(_ENVIRONMENT, ""))
 
 
 @cache
