@@ -58,12 +58,15 @@ def _memory_bound(kernels: PureKernels, g_OI: Tensor, codes_OB: Tensor) -> dict[
     zeros = torch.zeros(rows, device=device), torch.zeros(cols, device=device)
     ones = torch.ones((), dtype=torch.int64, device=device)
     factors = update_moments(zeros, kernels.square_sums(g_OI, peak, rows), peak, ones)
-    eta = 0.1
+    eta, scale = 0.1, torch.ones((), device=device)
     mean_square = torch.ones((), dtype=torch.float64, device=device)
     calls: dict[str, tuple[float, Callable[[], Any]]] = {
         "square_sums": (size, lambda: kernels.square_sums(g_OI, peak, rows)),
         "update_energy": (size, lambda: kernels.update_energy(g_OI, factors)),
-        "code_sums": (size + 0.25, lambda: kernels.code_sums(g_OI, codes_OB, 0, is_binary=False)),
+        "scale_gradient": (
+            size + 0.25,
+            lambda: kernels.scale_gradient(g_OI, codes_OB, scale, 0, is_binary=False),
+        ),
         "unpack": (size + 0.25, lambda: kernels.unpack(codes_OB, cols, g_OI.dtype, is_binary=False)),
     }
     for name, count in (("int8", 1.0), ("int4", 0.5)):

@@ -131,7 +131,8 @@ def main() -> None:
     triton_pure.unpack(codes[False], COLS, torch.bfloat16, is_binary=False)
     triton_pure.forward_product(x_TI, codes[False], torch.float32, is_binary=False)
     triton_pure.forward_product(x_TI[:16], codes[True], torch.bfloat16, is_binary=True)
-    triton_pure.code_sums(g_OI, codes[True], 64, is_binary=True)
+    triton_pure.scale_gradient(g_OI, codes[True], torch.ones(ROWS, COLS // 64), 64, is_binary=True)
+    triton_pure.scale_gradient(g_OI, codes[False], one, 0, is_binary=False)
 
     known = len(gpu.loaded)
     triton_pure.unpack(codes[False][16:], COLS, torch.bfloat16, is_binary=False)

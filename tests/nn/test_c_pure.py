@@ -128,8 +128,9 @@ def test_a_whole_deposit_is_its_steps(
         g[seed % rows, seed % cols] = odd
     stored, moments = stored_counters(rows, cols, counter, seed), (torch.rand(rows) * 1e-9, torch.rand(cols) * 1e-9)
     expected, expected_moments = stored.clone(), (moments[0].clone(), moments[1].clone())
-    random = {"seed": seed, "tensor": 2**32 - 1 - seed, "step": torch.tensor(step)}
+    random = {"seed": seed, "tensor": 2**32 - 1 - seed, "step": torch.tensor(step - 1)}
     assert c_pure.deposit_whole(stored, moments, g, eta, counter, **random)
+    assert random["step"] == step, "the deposit is counted"
     peak = c_pure.peak_of(g)
     sums = torch_pure.square_sums(g, peak, rows)
     factors = c_pure.update_moments(expected_moments, sums, peak, random["step"])
@@ -184,19 +185,25 @@ def test_codes_as_numbers(rows: int, cols: int, seed: int, is_binary: bool, dtyp
 
 
 @settings(SETTINGS, max_examples=60)
-@given(rows_, cols_, seeds_, st.booleans(), st.sampled_from([0, 1, 7, 64, 1000]), st.sampled_from(DTYPES))
-def test_sums_of_the_gradient_times_the_codes(
-    rows: int, cols: int, seed: int, is_binary: bool, group: int, dtype: torch.dtype
+@given(rows_, cols_, seeds_, st.booleans(), st.sampled_from([None, 0, 1, 7, 64, 1000]), st.sampled_from(DTYPES))
+def test_the_gradient_of_a_scale(
+    rows: int, cols: int, seed: int, is_binary: bool, group: int | None, dtype: torch.dtype
 ) -> None:
+    """group: None for one scale of the matrix, 0 for one of each row."""
     g, codes = gradient(rows, cols, seed, dtype), stored_codes(rows, cols, seed, is_binary=is_binary)
-    got = c_pure.code_sums(g, codes, group, is_binary=is_binary)
-    products = g.double() * torch_pure.unpack(codes, cols, torch.float64, is_binary=is_binary)
-    parts = products.split(group or cols, dim=1)
-    expected = torch.stack([part.sum(1) for part in parts], dim=1)
-    # float32 sums of up to 1100 terms, 16 at a time: an error of at most 70 roundings of the sum of sizes
-    error = (got.double() - expected).abs()
-    sizes = torch.stack([part.abs().sum(1) for part in parts], dim=1)
-    assert bool((error <= sizes * 70 * 2.0**-24).all())
+    groups = -(-cols // (group or cols))
+    shape = () if group is None else (rows, groups) if group else (rows,)
+    scale = torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+    got = c_pure.scale_gradient(g, codes, scale, group or 0, is_binary=is_binary)
+    scales = scale.double().expand(rows, 1) if scale.ndim == 0 else scale.double().view(rows, -1)
+    w = torch_pure.unpack(codes, cols, torch.float64, is_binary=is_binary)
+    products = g.double() * w * scales.repeat_interleave(group or cols, dim=1)[:, :cols]
+    along = (0, 1) if scale.ndim == 0 else 1
+    # float32 sums of up to 1100 terms, 16 at a time, then those of groups or rows: each error at most so many roundings
+    # of the sum of sizes
+    error = (got.double() - products.sum(along)).abs()
+    roundings = 70 + 2 + (rows if scale.ndim == 0 else groups)
+    assert bool((error <= products.abs().sum(along) * roundings * 2.0**-24).all())
 
 
 @settings(SETTINGS, max_examples=40)

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from onebit.errors import ConfigError, OnebitError
+from onebit.nn.coded_matrix import exported_scale
 from onebit.nn.pure_linear import Pure1BitLinear
 from onebit.nn.pure_training import create_pure1bit_optimizer
 from onebit.quant import dequantize, fake_quantize_activations
@@ -251,3 +253,16 @@ def test_the_meta_device_and_back() -> None:
     made.load_state_dict(layer().state_dict())
     x = torch.randn(2, WIDE)
     assert torch.equal(made(x), layer()(x))
+
+
+@pytest.mark.parametrize("arguments", FORMS[:3], ids=str)
+def test_what_a_compiler_is_told_of_a_scales_gradient_is_what_it_gets(arguments: dict[str, Any]) -> None:
+    w = layer(**arguments).weight
+    scale = exported_scale(w.log_scale.detach(), w.group_scales)
+    g_TO, x_TI = torch.randn(5, w.out_features), torch.randint(-127, 128, (5, w.in_features), dtype=torch.int8)
+    given = g_TO, x_TI, w.codes, scale, w.spec.group_size or 0, False, 0
+    got = torch.ops.onebit.pure_weight_gradient(*given)
+    with FakeTensorMode() as mode:
+        fakes = (mode.from_tensor(one) if isinstance(one, Tensor) else one for one in given)
+        told = torch.ops.onebit.pure_weight_gradient(*fakes)
+    assert (told.shape, told.dtype) == (got.shape, got.dtype) == (w.log_scale.shape, torch.float32)

@@ -124,10 +124,11 @@ def test_a_whole_deposit_is_its_steps(name: str, rows: int, cols: int, bad: floa
         g[1, 2] = bad
     start = pack_counters(integers(rows, cols, -counter.bound, counter.bound), counter)
     eta = 0.6 if counter.remembers else 1.5
-    random = {"seed": 2**32 - 3, "tensor": 2**31 + 1, "step": torch.tensor(5, device=DEVICE)}
+    random = {"seed": 2**32 - 3, "tensor": 2**31 + 1, "step": torch.tensor(4, device=DEVICE)}
     whole, in_steps = start.clone(), start.clone()
     moments, kept = ((torch.zeros(rows, device=DEVICE), torch.zeros(cols, device=DEVICE)) for _ in range(2))
     assert triton_pure.deposit_whole(whole, moments, g, eta, counter, **random)
+    assert random["step"] == 5, "the deposit is counted"
     peak = torch_pure.peak_of(g)
     factors = triton_pure.update_moments(kept, torch_pure.square_sums(g, peak, rows), peak, random["step"])
     mean_square = torch_pure.update_energy(g, factors) / g.numel()
@@ -212,12 +213,14 @@ def test_products_of_short_floats_round_once(is_binary: bool) -> None:
 
 
 @pytest.mark.parametrize("is_binary", [False, True])
-@pytest.mark.parametrize("group_size", [0, 64])
-def test_code_sums(group_size: int, is_binary: bool) -> None:
+@pytest.mark.parametrize(("shape", "group_size"), [((), 0), ((9,), 0), ((9, 4), 64)])
+def test_the_gradient_of_a_scale(shape: tuple[int, ...], group_size: int, is_binary: bool) -> None:
     w, g = codes(9, 203, is_binary), gradient(9, 203)
-    got = triton_pure.code_sums(g, w, group_size, is_binary=is_binary)
-    expected = torch_pure.code_sums(g.double(), w, group_size, is_binary=is_binary)
-    # a float32 sum of 203 terms, of up to 1e-3 each
+    scale = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    got = triton_pure.scale_gradient(g, w, scale, group_size, is_binary=is_binary)
+    expected = torch_pure.scale_gradient(g.double(), w, scale, group_size, is_binary=is_binary)
+    assert got.shape == shape[:1]
+    # float32 sums of up to 9 * 203 terms, of up to 1e-3 each
     torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-7)
 
 

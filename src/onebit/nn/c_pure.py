@@ -43,7 +43,6 @@ from onebit.optim.pure_deposit import (
 from onebit.quant.counters import Counter
 
 __all__ = [
-    "code_sums",
     "deposit",
     "deposit_whole",
     "fire",
@@ -172,7 +171,7 @@ def deposit_whole(
     """As `PureKernels.deposit_whole`: what takes PyTorch fifty operations, each longer than a small matrix's sums."""
     if g_OI.dtype not in _GRADIENTS or not counters_OB.is_contiguous():
         return False
-    g_OI = g_OI.contiguous()
+    g_OI, step = g_OI.contiguous(), step.add_(1)
     done = _C.ob_train_deposit_whole(
         byref(_gradient(g_OI)),
         byref(_counters(counters_OB, counter)),
@@ -257,15 +256,15 @@ def input_gradient(g_TO: Tensor, codes_OB: Tensor, cols: int, *, is_binary: bool
     return sum_TI.to(g_TO.dtype).view(*g_TO.shape[:-1], cols)
 
 
-def code_sums(g_OI: Tensor, codes_OB: Tensor, group_size: int, *, is_binary: bool) -> Tensor:
-    """As `PureKernels.code_sums`."""
+def scale_gradient(g_OI: Tensor, codes_OB: Tensor, scale: Tensor, group_size: int, *, is_binary: bool) -> Tensor:
+    """As `PureKernels.scale_gradient`."""
     if g_OI.dtype not in _GRADIENTS:
-        return torch_pure.code_sums(g_OI, codes_OB, group_size, is_binary=is_binary)
+        return torch_pure.scale_gradient(g_OI, codes_OB, scale, group_size, is_binary=is_binary)
     g_OI, codes_OB = g_OI.contiguous(), codes_OB.contiguous()
     group = group_size or g_OI.shape[1]
     sums_OG = torch.empty(g_OI.shape[0], -(-g_OI.shape[1] // group))
     _C.ob_train_code_sums(byref(_gradient(g_OI)), codes_OB.data_ptr(), is_binary, group, sums_OG.data_ptr())
-    return sums_OG
+    return torch_pure.scale_gradient_of(sums_OG, scale)
 
 
 def _product(x_TI: Tensor, codes_OB: Tensor, is_binary: bool) -> Tensor:

@@ -98,7 +98,10 @@ class PureKernels(Protocol):
         tensor: int,
         step: Tensor,
     ) -> bool:
-        """All of these in one call, for a matrix that one process holds; False: nothing was done, take the steps."""
+        """All of these in one call, for a matrix that one process holds; False: nothing was done, take the steps.
+
+        step: how many deposits there were before, int64 []; this one is added.
+        """
         ...
 
     def fire(self, matrices: Sequence[Firing], counter: Counter, *, is_binary: bool) -> Tensor:
@@ -121,8 +124,13 @@ class PureKernels(Protocol):
         """g codes, [T, I], in the type of g_TO; any leading dimensions."""
         ...
 
-    def code_sums(self, g_OI: Tensor, codes_OB: Tensor, group_size: int, *, is_binary: bool) -> Tensor:
-        """Sums of G times the codes over each group of a row, float32 [O, G]; group_size 0: over the row, G is 1."""
+    def scale_gradient(
+        self, g_OI: Tensor, codes_OB: Tensor, scale: Tensor, group_size: int, *, is_binary: bool
+    ) -> Tensor:
+        """Sums of dL/dW times code times scale: dL/dlog_scale, float32 [] for a scale [], [O] for [O] and [O, G].
+
+        group_size: inputs of a group, a multiple of 8; 0: scale has no groups.
+        """
         ...
 
 

@@ -135,13 +135,11 @@ def _weight_gradient(
     What it changes is read by the optimizer's step alone, so that to a compiler it is a function.
     """
     g_OI = g_TO.t() @ x_TI.to(g_TO.dtype)
-    sums_OG = kernels_for(packed_OB).code_sums(g_OI, packed_OB, group_size, is_binary=is_binary)
+    grad_scale = kernels_for(packed_OB).scale_gradient(g_OI, packed_OB, scale, group_size, is_binary=is_binary)
     weight = attached_weight(handle)
     if weight is not None:
         weight.take(g_OI)  # which may change g
-    if scale.ndim == 2:
-        return (sums_OG * scale).sum(1)
-    return (sums_OG.squeeze(1) if scale.ndim else sums_OG.sum()) * scale
+    return grad_scale
 
 
 # torch.library.custom_op would say this in one decorator, and import the whole compiler at the first call.
@@ -202,7 +200,7 @@ def _(
     is_binary: bool,
     handle: int,
 ) -> Tensor:
-    return scale.new_empty(scale.shape[:1])
+    return scale.new_empty(scale.shape[:1], dtype=torch.float32)  # scales of groups are float16
 
 
 def _whole(packed_OB: Tensor, rows: int) -> Tensor:

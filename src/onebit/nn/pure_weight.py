@@ -116,27 +116,27 @@ class PureWeight(CodedMatrix):
 
         Where rows are divided, it is the sum of all processes' gradients already, this process's rows of it.
         """
-        assert self.driver is not None
-        if not self.rows.is_part and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        driver, rows = self.driver, self.rows
+        assert driver is not None
+        rule = driver.rule
+        if not rows.is_part and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(g_OI)  # a sum serves as a mean would: counters do not depend on its size
-            if self.driver.rule is not None:
+            if rule is not None:
                 g_OI = g_OI / dist.get_world_size()
-        if self.driver.rule is not None:
-            self.driver.rule.deposit(self.driver.rule_state(self), g_OI.float(), eta)
+        if rule is not None:
+            rule.deposit(driver.rule_state(self), g_OI.float(), eta)
             return
         kernels = kernels_for(g_OI)
-        deposits = self.deposits.add_(1)
         self.__dict__["has_moments"] = True
-        moments = self.row_moments, self.column_moments
-        random: dict[str, Any] = {"seed": self.driver.seed, "tensor": self.tensor, "step": deposits}
-        if not self.rows.is_part and kernels.deposit_whole(self.counters, moments, g_OI, eta, self.counter, **random):
+        counters_OB, deposits, moments = self.counters, self.deposits, (self.row_moments, self.column_moments)
+        random: dict[str, Any] = {"seed": driver.seed, "tensor": self.tensor, "step": deposits}
+        if not rows.is_part and kernels.deposit_whole(counters_OB, moments, g_OI, eta, self.counter, **random):
             return
-        factors = self.rows.own_factors(self._update_moments(kernels, moments, g_OI, deposits))
-        energy = self.rows.sum(kernels.update_energy(g_OI, factors))
+        deposits.add_(1)
+        factors = rows.own_factors(self._update_moments(kernels, moments, g_OI, deposits))
+        energy = rows.sum(kernels.update_energy(g_OI, factors))
         mean_square = energy / (self.out_features * self.in_features)
-        kernels.deposit(
-            self.counters, g_OI, factors, eta, mean_square, self.counter, **random, first_row=self.rows.first
-        )
+        kernels.deposit(counters_OB, g_OI, factors, eta, mean_square, self.counter, **random, first_row=rows.first)
 
     @staticmethod
     def fire_all(weights: Sequence[PureWeight]) -> None:

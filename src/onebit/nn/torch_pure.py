@@ -31,7 +31,6 @@ from onebit.quant.activations import quantize_activations
 from onebit.quant.counters import Counter
 
 __all__ = [
-    "code_sums",
     "deposit",
     "deposit_whole",
     "fire",
@@ -39,6 +38,7 @@ __all__ = [
     "input_codes",
     "input_gradient",
     "peak_of",
+    "scale_gradient",
     "square_sums",
     "unpack",
     "update_energy",
@@ -118,8 +118,8 @@ def input_gradient(g_TO: Tensor, codes_OB: Tensor, cols: int, *, is_binary: bool
     return g_TO @ unpack(codes_OB, cols, g_TO.dtype, is_binary=is_binary)
 
 
-def code_sums(g_OI: Tensor, codes_OB: Tensor, group_size: int, *, is_binary: bool) -> Tensor:
-    """As `PureKernels.code_sums`."""
+def scale_gradient(g_OI: Tensor, codes_OB: Tensor, scale: Tensor, group_size: int, *, is_binary: bool) -> Tensor:
+    """As `PureKernels.scale_gradient`."""
     rows, cols = g_OI.shape
     size = group_size or cols
     sums_OG = g_OI.new_empty(rows, -(-cols // size), dtype=torch.float32)
@@ -127,4 +127,11 @@ def code_sums(g_OI: Tensor, codes_OB: Tensor, group_size: int, *, is_binary: boo
         products = g_OI[part] * unpack_codes(codes_OB[part], cols, is_binary=is_binary)
         padded = F.pad(products, (0, -cols % size))
         sums_OG[part] = padded.unflatten(1, (-1, size)).sum(2, dtype=torch.float32)
-    return sums_OG
+    return scale_gradient_of(sums_OG, scale)
+
+
+def scale_gradient_of(sums_OG: Tensor, scale: Tensor) -> Tensor:
+    """dL/dlog_scale from the sums of dL/dW times the codes over each group of a row."""
+    if scale.ndim == 2:
+        return (sums_OG * scale).sum(1)
+    return (sums_OG.squeeze(1) if scale.ndim else sums_OG.sum()) * scale

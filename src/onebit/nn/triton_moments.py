@@ -51,10 +51,12 @@ def update_moments(moments: tuple[Tensor, Tensor], sums: tuple[Tensor, Tensor], 
     return Factors(by_row_O.unsqueeze(1), by_column_I, is_finite.squeeze(0) > 0.0)
 
 
-def new_factors(moments: tuple[Tensor, Tensor], sums: Tensor, peak: Tensor, step: Tensor) -> Tensor:
+def new_factors(
+    moments: tuple[Tensor, Tensor], sums: Tensor, peak: Tensor, step: Tensor, *, counts: bool = False
+) -> Tensor:
     """`update_moments` with factors in one vector: of rows, of columns, and 1 for a finite gradient or 0.
 
-    sums: those of rows, then of columns; more may follow.
+    sums: those of rows, then of columns; more may follow. counts: step does not have this deposit yet, and gets it.
     """
     rows, cols = moments[0].shape[0], moments[1].shape[0]
     factors = peak.new_empty(rows + cols + 1)
@@ -62,7 +64,7 @@ def new_factors(moments: tuple[Tensor, Tensor], sums: Tensor, peak: Tensor, step
         _update_moments,
         (1, 1, 1),
         (*moments, sums, peak, step, factors),
-        (rows, cols, _VECTOR, MOMENT_DECAY, MOMENT_FLOOR, SMALLEST_MOMENT),
+        (rows, cols, counts, _VECTOR, MOMENT_DECAY, MOMENT_FLOOR, SMALLEST_MOMENT),
         num_warps=8,
     )
     return factors
@@ -123,6 +125,7 @@ def _update_moments(
     factors,
     ROWS: tl.constexpr,  # as constants: Triton's interpreter cannot count to another number (3.6, with numpy 2.4)
     COLS: tl.constexpr,
+    COUNTS: tl.constexpr,
     BLOCK: tl.constexpr,
     DECAY: tl.constexpr,
     FLOOR: tl.constexpr,
@@ -132,7 +135,11 @@ def _update_moments(
     INFINITY: tl.constexpr = float("inf")
     is_finite = largest * largest < INFINITY
     tl.store(factors + ROWS + COLS, is_finite.to(tl.float32))
-    settled = 1.0 - _power(DECAY, tl.load(step))
+    deposits = tl.load(step)
+    if COUNTS:
+        deposits += 1
+        tl.store(step, deposits)
+    settled = 1.0 - _power(DECAY, deposits)
     row_total = tl.zeros([BLOCK], tl.float64)
     for first in range(0, ROWS, BLOCK):
         row_total += _move(row, sums, COLS, first + tl.arange(0, BLOCK), ROWS, is_finite, DECAY)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from onebit.nn.triton_tiles import grid_of, launch, load_matrix, load_numbers, store_matrix
 
-__all__ = ["code_sums", "forward_product", "input_gradient", "unpack"]
+__all__ = ["forward_product", "input_gradient", "scale_gradient", "unpack"]
 
 _TILE = (4, 512)  # of kernels that wait for memory, as in `triton_pure`
 # Tokens, outputs and terms at a time of a program of the product, for few tokens and for many: the fastest of 12 shapes
@@ -57,20 +57,20 @@ def input_gradient(g_TO: Tensor, codes_OB: Tensor, cols: int, *, is_binary: bool
     return g_TO @ unpack(codes_OB, cols, g_TO.dtype, is_binary=is_binary)
 
 
-def code_sums(g_OI: Tensor, codes_OB: Tensor, group_size: int, *, is_binary: bool) -> Tensor:
-    """As `PureKernels.code_sums`; group_size: a multiple of 8."""
+def scale_gradient(g_OI: Tensor, codes_OB: Tensor, scale: Tensor, group_size: int, *, is_binary: bool) -> Tensor:
+    """As `PureKernels.scale_gradient`."""
     rows, cols = g_OI.shape
     size = group_size or cols
     sums_OG = g_OI.new_empty(rows, -(-cols // size), dtype=torch.float32)
     columns = min(_TILE[1], max(8, 1 << (size - 1).bit_length()))
     tile = _TILE[0] * _TILE[1] // columns, columns
     launch(
-        _code_sums,
+        _scale_gradient,
         grid_of(sums_OG.shape, (tile[0], 1)),
-        (g_OI.contiguous(), codes_OB, sums_OG),
-        (rows, cols, codes_OB.shape[1], size, *tile, _per_byte(is_binary)),
+        (g_OI.contiguous(), codes_OB, scale, sums_OG),
+        (rows, cols, codes_OB.shape[1], scale.ndim, size, *tile, _per_byte(is_binary)),
     )
-    return sums_OG
+    return sums_OG.sum(1) if scale.ndim == 2 else sums_OG.squeeze(1) if scale.ndim else sums_OG.sum()
 
 
 def _per_byte(is_binary: bool) -> int:
@@ -111,13 +111,15 @@ def _forward_product(
 
 
 @triton.jit
-def _code_sums(
+def _scale_gradient(
     g,
     codes,
+    scale,
     sums,
     rows,
     cols,
     width,
+    SCALE_NDIM: tl.constexpr,
     SIZE: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -133,4 +135,6 @@ def _code_sums(
         g_part = tl.load(g + row[:, None].to(tl.int64) * cols + column[None, :], inside, other=0.0).to(tl.float32)
         _, _, numbers = load_numbers(codes, row, start + first, rows, width, PER_BYTE, COLUMNS)
         total += g_part * numbers.to(tl.float32)
-    tl.store(sums + row * tl.num_programs(1) + tl.program_id(1), tl.sum(total, 1), row < rows)
+    group = row * tl.num_programs(1) + tl.program_id(1)
+    size = tl.load(scale + (row * 0 if SCALE_NDIM == 0 else row if SCALE_NDIM == 1 else group), row < rows)
+    tl.store(sums + group, tl.sum(total, 1) * size, row < rows)

@@ -29,13 +29,12 @@ from torch import Tensor
 from onebit.nn.pure_kernels import Firing
 from onebit.nn.triton_activations import input_codes
 from onebit.nn.triton_moments import add_squares, new_factors, peak_of, square_sums, update_moments
-from onebit.nn.triton_products import code_sums, forward_product, input_gradient, unpack
+from onebit.nn.triton_products import forward_product, input_gradient, scale_gradient, unpack
 from onebit.nn.triton_tiles import grid_of, kronecker16, launch, load_matrix, load_numbers, pack_numbers
 from onebit.optim.pure_deposit import CLIP, ENERGY_SHIFT, LARGEST_SQUARE, Factors
 from onebit.quant.counters import Counter
 
 __all__ = [
-    "code_sums",
     "deposit",
     "deposit_whole",
     "fire",
@@ -43,6 +42,7 @@ __all__ = [
     "input_codes",
     "input_gradient",
     "peak_of",
+    "scale_gradient",
     "square_sums",
     "unpack",
     "update_energy",
@@ -97,7 +97,7 @@ def deposit_whole(
     (rows, cols), peak = g_OI.shape, peak_of(g_OI)
     sums = g_OI.new_zeros(rows + cols + 1, dtype=torch.float64)  # of rows, of columns, of all updates
     add_squares(g_OI, sums, peak, rows)
-    factors = new_factors(moments, sums, peak, step)
+    factors = new_factors(moments, sums, peak, step, counts=True)
     _add_energy(g_OI, factors, sums, rows + cols)
     mean_square = sums, rows + cols, rows * cols
     _deposit_updates(counters_OB, g_OI, factors, eta, mean_square, counter, seed | tensor << 32, step, 0)
