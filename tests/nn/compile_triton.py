@@ -7,8 +7,10 @@ sum, and when a launch past Triton's front end is not the front end's.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ from onebit.optim.pure_deposit import Factors
 from onebit.quant.counters import counter_named
 
 ROWS, COLS = 1024, 2048
+KEEPS_COMPILED = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 4)  # as `triton_tiles` says
 
 
 class Gpu:
@@ -47,9 +50,9 @@ class Gpu:
     def get_device_properties(self, device: int) -> dict[str, int]:
         return {"max_shared_mem": 160 << 10}
 
-    def load_binary(self, name: str, binary: bytes, shared: int, device: int) -> tuple[int, int, int, int, int]:
+    def load_binary(self, name: str, binary: bytes, shared: int, device: int) -> tuple[int, ...]:
         self.loaded.append(name)
-        return 1, len(self.loaded), 32, 0, 1024
+        return (1, len(self.loaded), 32, 0, 1024) if KEEPS_COMPILED else (1, len(self.loaded), 32, 0)
 
     def launcher_cls(self, source: Any, metadata: Any) -> Any:
         def launch(*call: Any) -> None:
@@ -59,6 +62,22 @@ class Gpu:
             self.watcher = call[7]
 
         return launch
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[Any]:
+    """A profiler hears of launches; the hook that a launcher then gets."""
+    knobs = triton.knobs.runtime
+    before = knobs.launch_enter_hook
+    if before is None:  # Triton 3.4 has one hook, later ones a chain
+        knobs.launch_enter_hook = print
+    else:
+        before.add(print)
+    yield knobs.launch_enter_hook
+    if before is None:
+        knobs.launch_enter_hook = None
+    else:
+        before.remove(print)
 
 
 def launch(
@@ -82,15 +101,15 @@ def launch(
     for _ in range(3):
         launch_compiled(kernel, grid, tensors, floats, numbers, num_warps)
     kernel.pre_run_hooks.remove(ask)
-    watchers = triton.knobs.runtime.launch_enter_hook
-    watchers.add(print)
-    launch_compiled(kernel, grid, tensors, floats, numbers, num_warps)
-    watchers.remove(print)
-    assert gpu.watcher is watchers, f"{kernel.__name__} is launched without the hook that a profiler set"
-    assert asked <= 1, f"{kernel.__name__} went through Triton's front end {asked} times"
+    if KEEPS_COMPILED:
+        assert asked <= 1, f"{kernel.__name__} went through Triton's front end {asked} times"
+        with watched() as watcher:
+            launch_compiled(kernel, grid, tensors, floats, numbers, num_warps)
+        assert gpu.watcher is watcher, f"{kernel.__name__} is launched without the hook that a profiler set"
     first, *others = gpu.launches
-    assert others == [first] * 3, f"{kernel.__name__} is launched differently past Triton's front end"
-    (made,) = (made for made in kernel.device_caches[0][0].values() if made.function == first[4])
+    assert others == [first] * (3 if KEEPS_COMPILED else 2), f"{kernel.__name__} is launched differently later"
+    known = kernel.device_caches[0][0] if hasattr(kernel, "device_caches") else kernel.cache[0]  # Triton 3.2
+    (made,) = (made for made in known.values() if made.function == first[4])
     assembly = made.asm["ptx"]
     assert not re.search(r"\bfma\.", assembly), f"{kernel.__name__} fuses a product and a sum"
     assert ".local" not in assembly, f"{kernel.__name__} keeps numbers in memory"
