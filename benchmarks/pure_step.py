@@ -28,6 +28,7 @@ import contextlib
 import os
 import statistics
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -82,14 +83,18 @@ class Contender:
         self.x_BLC = torch.randn(shape.batch, shape.tokens, shape.hidden, device=device).requires_grad_()
         self.grad_BLC = torch.randn_like(self.x_BLC)
 
+    def step(self) -> None:
+        """Forward, backward and optimizer."""
+        self.forward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
     def seconds(self) -> float:
         """Wall time of a step."""
         _ask_for(self.kernels)
         wait(self.device)
         started = time.perf_counter()
-        self.forward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.step()
         wait(self.device)
         return time.perf_counter() - started
 
@@ -122,6 +127,11 @@ def measure_steps(case: str, arms: list[str], device: torch.device, rounds: int,
     for contender in contenders.values():
         contender.seconds()
         contender.seconds()
+    return take_turns(contenders, rounds)
+
+
+def take_turns(contenders: Mapping[str, Contender], rounds: int) -> dict[str, list[float]]:
+    """Seconds of every round of every contender."""
     seconds: dict[str, list[float]] = {arm: [] for arm in contenders}
     for _ in range(rounds):
         for arm, contender in contenders.items():

@@ -18,8 +18,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import cache
@@ -40,7 +38,7 @@ from onebit.nn import (
     triton_pure,
     triton_tiles,
 )
-from pure_step import Contender
+from pure_step import Contender, step_figures, take_turns
 
 SHAPE = Shape(16, 33, inner=32, batch=2, heads=2)
 MATRICES = 7  # of a block
@@ -100,25 +98,13 @@ class HostContender(Contender):
     def __init__(self, arm: str) -> None:
         super().__init__("block", arm, torch.device("cpu"), SHAPE, "0.7M")
 
-    def step(self) -> None:
-        """One step."""
-        self.forward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-
-    def seconds(self) -> float:
-        """Wall time of a step."""
-        started = time.perf_counter()
-        self.step()
-        return time.perf_counter() - started
-
     def _types(self) -> contextlib.AbstractContextManager[Any]:
         return torch.autocast("cpu", torch.bfloat16)
 
 
 def measure(rounds: int) -> tuple[dict[str, float], dict[str, list[float]]]:
     """Figures, and the seconds of every round of every arm."""
-    launches, figures = pretend(), {}
+    launches, figures = pretend(), dict[str, float]()
     contenders = {arm: HostContender(arm) for arm in ARMS}
     for arm, contender in contenders.items():
         for _ in range(5):
@@ -129,16 +115,8 @@ def measure(rounds: int) -> tuple[dict[str, float], dict[str, list[float]]]:
         name = arm.partition("_")[0]
         figures[f"operations_a_matrix_{name}"] = operations.count / MATRICES
         figures[f"launches_a_matrix_{name}"] = launches.count / MATRICES
-    seconds: dict[str, list[float]] = {arm: [] for arm in ARMS}
-    for _ in range(rounds):
-        for arm, contender in contenders.items():
-            seconds[arm].append(contender.seconds())
-    figures["host_hybrid_step_ms"] = 1000 * statistics.median(seconds["hybrid"])
-    for arm in ARMS[1:]:
-        figures[f"host_{arm.partition('_')[0]}_over_hybrid"] = statistics.median(
-            ours / theirs for ours, theirs in zip(seconds[arm], seconds["hybrid"], strict=True)
-        )
-    return figures, seconds
+    seconds = take_turns(contenders, rounds)
+    return figures | step_figures({"host": seconds}), seconds
 
 
 def main() -> None:
